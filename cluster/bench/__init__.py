@@ -1,0 +1,1 @@
+"""What measures: throughput, and the front door's cost."""

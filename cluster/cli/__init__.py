@@ -1,0 +1,1 @@
+"""The tokenyard command: one file a verb."""

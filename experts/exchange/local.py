@@ -1,0 +1,69 @@
+"""LocalExchange: one process holds all experts; nothing travels and nothing is copied."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from experts.exchange.base import CombineHandle, DispatchHandle, Exchange, ExchangeCounters
+from experts.exchange.split import SplitTable
+from experts.exchange.wire import ExpertBatch, Route, StepHeader, StepWish, share_prefill
+from experts.placement import Placement
+
+
+@dataclass(slots=True)
+class LocalDispatch:
+    """Has its batch at once."""
+
+    batch: ExpertBatch
+
+    def wait(self) -> ExpertBatch:
+        return self.batch
+
+
+@dataclass(slots=True)
+class LocalCombine:
+    """Has its sums at once."""
+
+    sums: torch.Tensor
+
+    def wait(self) -> torch.Tensor:
+        return self.sums
+
+
+class LocalExchange(Exchange):
+    """The exchange of a group of one. budget: tokens of a whole step, decode included."""
+
+    def __init__(self, placement: Placement, budget: int, device: torch.device | str = "cpu", epoch: int = 0) -> None:
+        assert placement.ranks == 1, f"one process holds all slots, the placement has {placement.ranks} ranks"
+        self.counters = ExchangeCounters()
+        self._budget = budget
+        self._epoch = epoch
+        self._lookup = [_slot_lookup(placement, layer, device) for layer in range(placement.layers)]
+
+    def open_step(self, wish: StepWish) -> StepHeader:
+        step = self.counters.steps
+        self.counters.steps += 1
+        prefill = share_prefill(self._budget, (wish.decode,), (wish.prefill,), step)
+        return StepHeader(self._epoch, step, wish.version, (wish.decode + prefill[0],), prefill, wish.stop)
+
+    def dispatch(self, layer: int, x: torch.Tensor, route: Route) -> DispatchHandle:
+        started = time.perf_counter()
+        lookup = self._lookup[layer]
+        slots = route.ids if lookup is None else lookup[route.ids.long()]
+        self.counters.layers += 1
+        self.counters.dispatch_seconds += time.perf_counter() - started
+        return LocalDispatch(ExpertBatch(x, slots, route.weights))
+
+    def combine(self, handle: DispatchHandle, y: torch.Tensor) -> CombineHandle:
+        return LocalCombine(y)
+
+    def close(self) -> None:
+        self._lookup = []
+
+
+def _slot_lookup(placement: Placement, layer: int, device: torch.device | str) -> torch.Tensor | None:
+    """[E+1] int32 first slot of each expert; index -1, the last entry, is "none". None if slot e holds expert e."""
+    lookup = torch.from_numpy(SplitTable.of(placement, layer).lookup).roll(-1)
+    same = bool((lookup[:-1] == torch.arange(len(lookup) - 1)).all())
+    return None if same else lookup.to(device)

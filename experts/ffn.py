@@ -1,0 +1,53 @@
+"""Grouped SwiGLU: every row through the experts of its slots, weighted and summed. Picks the way to compute it.
+
+Knows no layer, no rank and no route: slots are numbers of weight matrices.
+Shape letters: N rows, K slots of a row, S slots, H hidden, I width of an expert.
+"""
+
+import torch
+from torch.nn import functional
+
+
+def swiglu_reference(
+    x: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
+) -> torch.Tensor:
+    """[N, H] float32: sum over k of weights[n, k] * down(silu(gate(x[n])) * up(x[n])) with the expert in slots[n, k].
+
+    The plain statement of what every other way here computes. x: [N, H]; slots: [N, K] int, -1 = none;
+    weights: [N, K] float32; w13: [S, 2I, H], gate rows first; w2: [S, H, I]; x, w13 and w2 of one dtype.
+    """
+    sums = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    width = w2.shape[2]
+    for slot in range(w13.shape[0]):
+        rows, places = (slots == slot).nonzero(as_tuple=True)
+        both = functional.linear(x[rows], w13[slot])
+        hidden = functional.silu(both[:, :width]) * both[:, width:]
+        out = functional.linear(hidden, w2[slot]).float()
+        sums.index_add_(0, rows, out * weights[rows, places, None])
+    return sums
+
+
+def grouped_swiglu(
+    x: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
+) -> torch.Tensor:
+    """What `swiglu_reference` states, touching only slots that rows name, each weight matrix once."""
+    sums = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    if x.shape[0] == 0:
+        return sums
+    flat = slots.reshape(-1)
+    ordered, order = flat.sort(stable=True)
+    counts = torch.bincount(ordered.long() + 1, minlength=w13.shape[0] + 1).tolist()
+    rows = order // slots.shape[1]
+    scale = weights.reshape(-1)[order].unsqueeze(1)
+    end = counts[0]
+    width = w2.shape[2]
+    for slot, count in enumerate(counts[1:]):
+        if not count:
+            continue
+        start, end = end, end + count
+        mine = rows[start:end]
+        both = functional.linear(x[mine], w13[slot])
+        hidden = functional.silu(both[:, :width]).mul_(both[:, width:])
+        out = functional.linear(hidden, w2[slot]).float()
+        sums.index_add_(0, mine, out.mul_(scale[start:end]))
+    return sums

@@ -1,0 +1,54 @@
+"""ExpertLayers: all MoE layers of a rank as one callable. What a model sees of experts, ranks and transports."""
+
+import time
+
+import torch
+
+from experts.exchange.base import Exchange
+from experts.exchange.wire import Route
+from experts.loads import ExpertLoads
+from experts.slots import ExpertSlots
+from experts.spec import ExpertsSpec
+
+
+class ExpertLayers:
+    """Dispatch, compute what arrived here, combine: the same on every rank of every topology.
+
+    slots: None on a rank that holds no experts. All calls but `loads.snapshot` come from the step thread.
+    """
+
+    def __init__(
+        self, spec: ExpertsSpec, exchange: Exchange, slots: ExpertSlots | None, dtype: torch.dtype, device: str
+    ) -> None:
+        self.spec = spec
+        self.exchange = exchange
+        self.slots = slots
+        self.loads = ExpertLoads(spec.moe_layers, slots.slots if slots else 0, device)
+        self.compute_seconds = 0.0  # in this rank's experts; waiting for peers is not in it
+        self._no_x = torch.empty((0, spec.hidden), dtype=dtype, device=device)
+        self._no_y = torch.empty((0, spec.hidden), dtype=torch.float32, device=device)
+        self._no_route = Route(
+            torch.empty((0, spec.top_k), dtype=torch.int32, device=device),
+            torch.empty((0, spec.top_k), dtype=torch.float32, device=device),
+        )
+
+    def __call__(self, layer: int, x: torch.Tensor, route: Route) -> torch.Tensor:
+        """[T, H] float32: the weighted sum of each token's experts of MoE layer `layer`.
+
+        x: [T, H] activations in the experts' dtype; T may be 0. Raises RankLost when a member is gone.
+        """
+        handle = self.exchange.dispatch(layer, x, route)
+        batch = handle.wait()
+        started = time.perf_counter()
+        if self.slots is None:
+            y = self._no_y
+        else:
+            y = self.slots.forward(layer, batch)
+            self.loads.add(layer, batch.slots)
+        self.compute_seconds += time.perf_counter() - started
+        return self.exchange.combine(handle, y).wait()
+
+    def run_empty(self) -> None:
+        """Take part in every layer of a step without tokens of this rank's own."""
+        for layer in range(self.spec.moe_layers):
+            self(layer, self._no_x, self._no_route)

@@ -1,0 +1,1 @@
+"""The front door: one service behind two faces, gRPC and HTTP (OpenAI)."""

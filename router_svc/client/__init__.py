@@ -1,0 +1,1 @@
+"""The typed Python client, sync and asyncio."""

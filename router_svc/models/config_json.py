@@ -1,0 +1,115 @@
+"""Typed access to config.json in both dialects. A missing or wrong value is an error that names key and file."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from experts.errors import UserError
+
+T = TypeVar("T")
+
+# First name: what the families ask for; the others mean the same in some saves.
+ALIASES = {
+    "num_experts": ("num_experts", "num_local_experts", "n_routed_experts"),
+    "num_experts_per_tok": ("num_experts_per_tok", "moe_topk"),
+    "head_dim": ("head_dim", "attention_head_dim"),
+    "dtype": ("dtype", "torch_dtype"),
+}
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Config:
+    """One config.json. Keys with a null value count as absent."""
+
+    def __init__(self, values: dict[str, Any], where: str) -> None:
+        self._values = values
+        self.where = where
+
+    @classmethod
+    def of(cls, values: dict[str, Any], folder: Path) -> "Config":
+        """The config of a checkpoint folder."""
+        return cls(values, str(folder / "config.json"))
+
+    def raw(self, key: str) -> Any:
+        """The value under `key` or one of its aliases, None when absent."""
+        for name in ALIASES.get(key, (key,)):
+            if self._values.get(name) is not None:
+                return self._values[name]
+        return None
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number; a per-layer list of equal ones counts as one."""
+        value = self.raw(key)
+        if isinstance(value, list) and value and all(v == value[0] for v in value):
+            value = value[0]
+        if value is None and default is not None:
+            return default
+        if type(value) is not int:
+            raise self.wrong(key, value, "a whole number, the same for all layers")
+        return value
+
+    def positive(self, key: str, default: int | None = None) -> int:
+        """A whole number above 0."""
+        value = self.integer(key, default)
+        if value < 1:
+            raise self.wrong(key, value, "a whole number above 0")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A number."""
+        value = self.raw(key)
+        if value is None and default is not None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.wrong(key, value, "a number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """true or false."""
+        value = self.raw(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.wrong(key, value, "true or false")
+        return value
+
+    def section(self, key: str) -> "Config | None":
+        """A nested object, None when absent."""
+        value = self.raw(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.wrong(key, value, "an object")
+        return Config(value, f"{self.where} {key}")
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """A list of whole numbers, or one alone; empty when absent."""
+        value = self.raw(key)
+        if value is None:
+            return ()
+        items = value if isinstance(value, list) else [value]
+        if not all(type(item) is int for item in items):
+            raise self.wrong(key, value, "a whole number or a list of them")
+        return tuple(items)
+
+    def torch_dtype(self) -> torch.dtype:
+        """The checkpoint's dtype; float32 when config.json does not say."""
+        value = self.raw("dtype")
+        if value is None:
+            return torch.float32
+        dtype = _DTYPES.get(str(value).removeprefix("torch."))
+        if dtype is None:
+            raise self.wrong("dtype", value, " or ".join(_DTYPES))
+        return dtype
+
+    def expect(self, key: str, default: T, *allowed: T) -> None:
+        """Refuse, by name, a setting whose other values are not built."""
+        value = self.raw(key)
+        if value is not None and value != default and value not in allowed:
+            raise self.wrong(key, value, " or ".join(repr(v) for v in (default, *allowed)))
+
+    def wrong(self, key: str, value: Any, expected: str) -> UserError:
+        """The error for a value of this file."""
+        found = f"{key} missing" if value is None else f"{key} = {value!r}"
+        return UserError(found, expected, self.where)

@@ -1,0 +1,75 @@
+"""What the families share in reading a config: the fields that every one of them spells alike."""
+
+from dataclasses import dataclass
+
+from experts.spec import ExpertNames, ExpertsSpec
+from router_svc.models.config_json import Config
+from router_svc.models.rope_config import rope_spec
+from router_svc.models.spec import RopeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """Shapes of the attention side."""
+
+    vocab_size: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope: RopeSpec
+    max_position: int
+    tied: bool
+
+
+def trunk(config: Config, eps: float, tied: bool) -> Trunk:
+    """Read the shared fields. eps, tied: what the family's transformers class assumes when the key is absent."""
+    heads, hidden = config.positive("num_attention_heads"), config.positive("hidden_size")
+    kv_heads = config.positive("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise config.wrong("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads = {heads}")
+    head_dim = config.positive("head_dim", hidden // heads)
+    config.expect("hidden_act", "silu")
+    return Trunk(
+        vocab_size=config.positive("vocab_size"),
+        hidden=hidden,
+        layers=config.positive("num_hidden_layers"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        norm_eps=config.number("rms_norm_eps", eps),
+        rope=rope_spec(config, head_dim),
+        max_position=config.positive("max_position_embeddings"),
+        tied=config.flag("tie_word_embeddings", tied),
+    )
+
+
+def expert_names(block: str, gate: str, up: str, down: str) -> ExpertNames:
+    """Names of routed experts under module `block` (with {layer}) whose matrices are called gate, up and down."""
+    single = block + ".experts.{expert}."
+    return ExpertNames(
+        gate=f"{single}{gate}.weight",
+        up=f"{single}{up}.weight",
+        down=f"{single}{down}.weight",
+        fused_gate_up=f"{block}.experts.gate_up_proj",
+        fused_down=f"{block}.experts.down_proj",
+    )
+
+
+def experts_spec(config: Config, layers: tuple[int, ...], width: int, names: ExpertNames) -> ExpertsSpec:
+    """The routed experts. Raises UserError when top-k exceeds the number of experts or no layer is an MoE layer."""
+    experts, top_k = config.positive("num_experts"), config.positive("num_experts_per_tok")
+    if top_k > experts:
+        raise config.wrong("num_experts_per_tok", top_k, f"at most num_experts = {experts}")
+    if not layers:
+        raise config.wrong("num_hidden_layers", config.raw("num_hidden_layers"), "at least one MoE layer")
+    return ExpertsSpec(layers, experts, top_k, config.positive("hidden_size"), width, "silu", names)
+
+
+def sparse_layers(config: Config, layers: int) -> tuple[int, ...]:
+    """MoE layers of the Qwen families: every decoder_sparse_step-th that mlp_only_layers does not name."""
+    dense = set(config.integers("mlp_only_layers"))
+    step = config.positive("decoder_sparse_step", 1)
+    return tuple(i for i in range(layers) if i not in dense and (i + 1) % step == 0)

@@ -1,0 +1,1 @@
+"""Mechanisms that families share: attention over pages, rope, norms, gates, dense MLP."""

@@ -1,0 +1,17 @@
+"""The router: from activations to a Route. Shape letters: T tokens, H hidden, E logical experts, K top-k."""
+
+import torch
+
+from experts.exchange.wire import Route
+
+
+def softmax_top_k(x: torch.Tensor, weight: torch.Tensor, top_k: int, renormalise: bool) -> Route:
+    """Softmax over all experts in float32, then the K likeliest; weights optionally divided by their sum.
+
+    x: [T, H]; weight: [E, H]. The logits are computed in weight's dtype: float32 where the family wants it.
+    """
+    logits = torch.nn.functional.linear(x.to(weight.dtype), weight)
+    weights, ids = logits.softmax(-1, dtype=torch.float32).topk(top_k, dim=-1)
+    if renormalise:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return Route(ids.to(torch.int32), weights)

@@ -1,0 +1,47 @@
+"""Qwen2-MoE: biases on q, k and v, a shared expert behind a sigmoid gate, some layers may be dense."""
+
+from router_svc.models.config_json import Config
+from router_svc.models.family import expert_names, experts_spec, sparse_layers, trunk
+from router_svc.models.spec import GateSpec, ModelSpec, SharedSpec
+
+
+def read(config: Config) -> ModelSpec:
+    """The spec of a Qwen2-MoE config."""
+    config.expect("use_sliding_window", False)
+    base = trunk(config, eps=1e-6, tied=False)
+    block = "model.layers.{layer}.mlp"
+    return ModelSpec(
+        architecture="qwen2_moe",
+        vocab_size=base.vocab_size,
+        hidden=base.hidden,
+        layers=base.layers,
+        heads=base.heads,
+        kv_heads=base.kv_heads,
+        head_dim=base.head_dim,
+        norm_eps=base.norm_eps,
+        rope=base.rope,
+        max_position=base.max_position,
+        extendable_to=None,
+        tied=base.tied,
+        qkv_bias=config.flag("qkv_bias", True),
+        output_bias=False,
+        qk_norm="none",
+        qk_norm_names=None,
+        windows=(None,) * base.layers,
+        gate=GateSpec(f"{block}.gate.weight", float32=False, renormalise=config.flag("norm_topk_prob", False)),
+        experts=experts_spec(
+            config,
+            sparse_layers(config, base.layers),
+            config.positive("moe_intermediate_size"),
+            expert_names(block, "gate_proj", "up_proj", "down_proj"),
+        ),
+        shared=SharedSpec(
+            f"{block}.shared_expert",
+            config.positive("shared_expert_intermediate_size"),
+            gate=f"{block}.shared_expert_gate.weight",
+        ),
+        dense_width=config.positive("intermediate_size"),
+        bos_token_id=None,
+        eos_token_ids=config.integers("eos_token_id"),
+        dtype=config.torch_dtype(),
+    )

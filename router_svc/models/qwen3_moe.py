@@ -1,0 +1,46 @@
+"""Qwen3-MoE: RMSNorm on q and k per head before rope, no shared expert, some layers may be dense."""
+
+from router_svc.models.config_json import Config
+from router_svc.models.family import expert_names, experts_spec, sparse_layers, trunk
+from router_svc.models.spec import GateSpec, ModelSpec
+
+
+def read(config: Config) -> ModelSpec:
+    """The spec of a Qwen3-MoE config."""
+    config.expect("use_sliding_window", False)
+    base = trunk(config, eps=1e-6, tied=False)
+    bias = config.flag("attention_bias", False)
+    attention = "model.layers.{layer}.self_attn"
+    return ModelSpec(
+        architecture="qwen3_moe",
+        vocab_size=base.vocab_size,
+        hidden=base.hidden,
+        layers=base.layers,
+        heads=base.heads,
+        kv_heads=base.kv_heads,
+        head_dim=base.head_dim,
+        norm_eps=base.norm_eps,
+        rope=base.rope,
+        max_position=base.max_position,
+        extendable_to=None,
+        tied=base.tied,
+        qkv_bias=bias,
+        output_bias=bias,
+        qk_norm="before_rope",
+        qk_norm_names=(f"{attention}.q_norm.weight", f"{attention}.k_norm.weight"),
+        windows=(None,) * base.layers,
+        gate=GateSpec(
+            "model.layers.{layer}.mlp.gate.weight", float32=False, renormalise=config.flag("norm_topk_prob", False)
+        ),
+        experts=experts_spec(
+            config,
+            sparse_layers(config, base.layers),
+            config.positive("moe_intermediate_size"),
+            expert_names("model.layers.{layer}.mlp", "gate_proj", "up_proj", "down_proj"),
+        ),
+        shared=None,
+        dense_width=config.positive("intermediate_size"),
+        bos_token_id=None,
+        eos_token_ids=config.integers("eos_token_id"),
+        dtype=config.torch_dtype(),
+    )

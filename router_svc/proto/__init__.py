@@ -1,0 +1,1 @@
+"""Generated from tokenyard.proto; regenerate with `make proto`."""

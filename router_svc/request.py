@@ -1,0 +1,138 @@
+"""A request's life as plain data: what an ingress submits and what an attention rank sends back.
+
+Everything here is frozen and made of built-in types, so that it crosses process borders as msgpack.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """Why a request ended without an answer; names are gRPC's."""
+
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    CANCELLED = "CANCELLED"
+    UNAVAILABLE = "UNAVAILABLE"
+    ABORTED = "ABORTED"
+    INTERNAL = "INTERNAL"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn; every field resolved (defaults of generation_config.json already applied).
+
+    seed: int64, used with (choice, token index) as the only source of randomness.
+    top_k: 0 = off. logprobs: None = none, n >= 0 = the chosen token's and the n likeliest.
+    prompt_logprobs: the same for the prompt's own tokens (echo), None = none.
+    """
+
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One request as an attention rank takes it. n choices share the prompt.
+
+    attempt counts resubmissions by the ingress; deadline is in seconds from arrival, None = none;
+    priority: lower first. prompt_ids: at least one id, all inside the vocabulary (checked by the ingress).
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    n: int = 1
+    priority: int = 0
+    deadline: float | None = None
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability (natural log) of one token and of the likeliest ones at its position."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds, measured in the attention rank from the request's arrival there."""
+
+    queued: float = 0.0
+    first_token: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """New tokens of one choice, of one step. index: position of the first of them among the choice's tokens.
+
+    finish_reason: None, "stop" (eos, stop id) or "length". The last event of a choice carries usage:
+    generated tokens of the choice (completion_tokens), and cached_tokens of the prompt that were reused.
+    stop_token_id: the id that ended it (also the last of token_ids).
+    """
+
+    request_id: str
+    attempt: int
+    choice: int
+    index: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    finish_reason: str | None = None
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    timings: Timings = field(default_factory=Timings)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedEvent:
+    """The whole request ended without (the rest of) an answer. retry_after in seconds, where it makes sense."""
+
+    request_id: str
+    attempt: int
+    code: Code
+    message: str
+    retry_after: float | None = None
+
+
+Event = TokenEvent | FailedEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The ingress wants no more of a request (client gone, deadline, or a stop string found).
+
+    choice: None = all choices. Work ends within a step and the KV blocks are freed; no event follows.
+    """
+
+    request_id: str
+    choice: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Flow control: stop (held) or resume scheduling a request whose reader is slow; its tokens are kept."""
+
+    request_id: str
+    held: bool
+
+
+Message = EngineRequest | Cancel | Hold

@@ -1,0 +1,136 @@
+"""Logits and greedy tokens of every architecture against transformers, through pages, chunks and mixed batches."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from experts.checkpoint.reader import CheckpointReader
+from experts.exchange.wire import Route
+from experts.ffn import swiglu_reference
+from router_svc.engine.batch import ForwardBatch, KVCache
+from router_svc.models.decoder import CausalModel, ExpertsCall, build_model
+from router_svc.models.registry import load_spec
+from router_svc.models.spec import ModelSpec
+from tests import checkpoints
+
+BLOCK = 4
+
+
+@pytest.fixture(scope="module", params=sorted(checkpoints.ARCHITECTURES))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.make(request.param, tmp_path_factory.mktemp("checkpoint") / request.param)
+
+
+def reference_experts(spec: ModelSpec, reader: CheckpointReader) -> ExpertsCall:
+    """Every expert by its own two products: the plain statement of what an exchange must give."""
+    experts, names = spec.experts, spec.experts.names
+    weights = []
+    for layer in experts.layers:
+        w13 = torch.empty(experts.experts, 2 * experts.width, experts.hidden)
+        w2 = torch.empty(experts.experts, experts.hidden, experts.width)
+        for e in range(experts.experts):
+            reader.read_into(names.gate.format(layer=layer, expert=e), w13[e, : experts.width])
+            reader.read_into(names.up.format(layer=layer, expert=e), w13[e, experts.width :])
+            reader.read_into(names.down.format(layer=layer, expert=e), w2[e])
+        weights.append((w13, w2))
+
+    def call(layer: int, x: torch.Tensor, route: Route) -> torch.Tensor:
+        return swiglu_reference(x, route.ids, route.weights, *weights[layer])
+
+    return call
+
+
+class Pages:
+    """Scattered block tables for a few sequences."""
+
+    def __init__(self, model: CausalModel, sequences: int, longest: int) -> None:
+        per_sequence = -(-longest // BLOCK)
+        numbers = list(range(sequences * per_sequence))
+        random.Random(5).shuffle(numbers)
+        self.tables = torch.tensor(numbers).view(sequences, per_sequence)
+        spec = model.spec
+        self.cache = KVCache.allocate(
+            spec.layers, len(numbers), BLOCK, spec.kv_heads, spec.head_dim, model.dtype, model.device
+        )
+
+    def batch(self, rows: list[tuple[int, int, list[int]]], every_logit: bool) -> ForwardBatch:
+        """rows: (sequence, first position, ids)."""
+        ids, positions, slots, wanted = [], [], [], []
+        for sequence, first, tokens in rows:
+            span = torch.arange(first, first + len(tokens))
+            wanted.extend(range(len(ids), len(ids) + len(tokens)) if every_logit else [len(ids) + len(tokens) - 1])
+            ids.extend(tokens)
+            positions.extend(span.tolist())
+            slots.extend((self.tables[sequence][span // BLOCK] * BLOCK + span % BLOCK).tolist())
+        return ForwardBatch(
+            ids=torch.tensor(ids),
+            positions=torch.tensor(positions),
+            kv_slots=torch.tensor(slots),
+            query_lens=tuple(len(tokens) for _, _, tokens in rows),
+            context_lens=tuple(first + len(tokens) for _, first, tokens in rows),
+            block_tables=self.tables[[sequence for sequence, _, _ in rows]],
+            logit_rows=torch.tensor(wanted),
+        )
+
+
+def load(folder: Path) -> tuple[CausalModel, ExpertsCall]:
+    spec, reader = load_spec(folder), CheckpointReader(folder)
+    return build_model(spec, reader, torch.float32, "cpu"), reference_experts(spec, reader)
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    return [random.Random(f"{seed}/{i}").randrange(1, checkpoints.VOCABULARY) for i in range(length)]
+
+
+@pytest.mark.parametrize("chunk", [None, 64, 17])
+def test_logits_of_prompts_whole_and_in_chunks(folder: Path, chunk: int | None) -> None:
+    model, experts = load(folder)
+    for length in (1, 2, 31, 257):
+        ids = prompt(length, length)
+        pages = Pages(model, 1, length)
+        step = chunk or length
+        parts = [
+            model.forward(pages.batch([(0, at, ids[at : at + step])], True), pages.cache, experts)
+            for at in range(0, length, step)
+        ]
+        expected = checkpoints.reference_logits(folder, ids)
+        assert (torch.cat(parts) - expected).abs().max() < 1e-4
+
+
+def test_greedy_tokens_of_a_mixed_batch(folder: Path) -> None:
+    model, experts = load(folder)
+    prompts = [prompt(length, 100 + length) for length in (1, 5, 16, 63, 200, 301)]
+    wanted, count = [], 12
+    for ids in prompts:
+        tokens, logits = checkpoints.reference_greedy(folder, ids, count)
+        assert checkpoints.smallest_gap(logits) >= 1e-3, "pick another seed: a near-tie decides a token"
+        wanted.append(tokens)
+    pages = Pages(model, len(prompts), max(map(len, prompts)) + count)
+    got: list[list[int]] = [[] for _ in prompts]
+    # One by one the sequences join while the earlier ones decode, so that batches mix prompts and single tokens.
+    for step in range(count + len(prompts) - 1):
+        rows = []
+        for s, ids in enumerate(prompts):
+            if step < s or len(got[s]) == count:
+                continue
+            rows.append((s, 0, ids) if not got[s] else (s, len(ids) + len(got[s]) - 1, got[s][-1:]))
+        logits = model.forward(pages.batch(rows, False), pages.cache, experts)
+        for (s, _, _), row in zip(rows, logits, strict=True):
+            got[s].append(int(row.argmax()))
+    assert got == wanted
+
+
+def test_bfloat16_stays_close(folder: Path) -> None:
+    spec, reader = load_spec(folder), CheckpointReader(folder)
+    model = build_model(spec, reader, torch.bfloat16, "cpu")
+    exact = reference_experts(spec, reader)
+    ids = prompt(24, 7)
+    pages = Pages(model, 1, len(ids))
+    got = model.forward(
+        pages.batch([(0, 0, ids)], True), pages.cache, lambda layer, x, route: exact(layer, x.float(), route)
+    )
+    expected = checkpoints.reference_logits(folder, ids)
+    correlation = torch.corrcoef(torch.stack([got.flatten(), expected.flatten()]))[0, 1]
+    assert correlation > 0.9  # a flipped route changes a row, not the picture

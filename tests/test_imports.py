@@ -1,0 +1,68 @@
+"""Holds the one-way imports: experts <- router_svc <- cluster, and the finer arrows inside."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("experts", "router_svc", "cluster")
+# A module under the first prefix imports nothing under any of the others.
+FORBIDDEN = {
+    "experts": ("router_svc", "cluster"),
+    "router_svc": ("cluster",),
+    "experts.exchange": ("experts.slots", "experts.rank_loop", "experts.actor", "experts.layers", "ray"),
+    "experts.checkpoint": ("experts.exchange", "experts.slots", "ray"),
+    "experts.placement": ("torch", "ray"),
+    "router_svc.models": ("router_svc.engine.step_loop", "router_svc.api", "router_svc.text", "ray", "grpc"),
+    "router_svc.engine": ("router_svc.api", "router_svc.text", "router_svc.link", "ray", "grpc"),
+    "router_svc.engine.scheduler": ("torch", "time"),
+    "router_svc.engine.kv_pages": ("torch", "time"),
+    "router_svc.engine.prefix": ("torch", "time"),
+    "router_svc.text": ("torch", "ray", "grpc", "router_svc.engine", "router_svc.models.parts"),
+    "router_svc.client": ("torch", "ray", "router_svc.engine", "router_svc.models"),
+    "cluster.lifecycle": ("torch", "ray", "time"),
+}
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = []
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda v: v if isinstance(v, str) else "")
+def test_imports_go_one_way(module: str, path: Path) -> None:
+    for prefix, banned in FORBIDDEN.items():
+        if not within(module, prefix):
+            continue
+        wrong = sorted(n for n in imported(path) for b in banned if within(n, b))
+        assert not wrong, f"{module} is in {prefix} and must not import {wrong}"
+
+
+def test_init_files_hold_a_docstring_only() -> None:
+    allowed = {"router_svc.client"}  # users import the client from the package itself
+    for module, path in modules():
+        if path.name == "__init__.py" and module not in allowed:
+            body = ast.parse(path.read_text()).body
+            assert len(body) == 1, f"{path} holds more than its docstring"
+            assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
