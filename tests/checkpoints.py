@@ -79,7 +79,9 @@ def make(architecture: str, folder: Path, seed: int = 0, scale: float = 2.0, **o
     """Write a float32 checkpoint with a tokenizer into `folder` and return it. overrides: fields of its config."""
     config_class, model_class, own, shard = ARCHITECTURES[architecture]
     torch.manual_seed(seed)
-    config = getattr(transformers, config_class)(**{**_SHAPE, **own, **overrides, "eos_token_id": 0, "bos_token_id": None})
+    config = getattr(transformers, config_class)(
+        **{**_SHAPE, **own, **overrides, "eos_token_id": 0, "bos_token_id": None}
+    )
     model = getattr(transformers, model_class)(config).float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

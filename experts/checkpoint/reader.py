@@ -5,15 +5,17 @@ Knows no model family.
 """
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from experts.checkpoint.folder import check_folder, read_json, refuse_quantised, shards
-from experts.checkpoint.safetensors_file import Entry, SafetensorsFile
+from experts.checkpoint.safetensors_file import SafetensorsFile
 from experts.errors import UserError
+
+Job = tuple[str, torch.Tensor, int | None]  # name, destination, row of a fused tensor: see `read_into`
 
 
 class CheckpointReader:
@@ -29,7 +31,7 @@ class CheckpointReader:
         self.config: dict[str, Any] = read_json(self.folder / "config.json")
         refuse_quantised(self.config, self.folder)
         files, index = shards(self.folder)
-        opened = {path: SafetensorsFile(path) for path in files.values()}
+        opened = {path: SafetensorsFile(path) for path in files}
         self._home: dict[str, SafetensorsFile] = {}
         if index is None:
             for file in opened.values():
@@ -48,47 +50,75 @@ class CheckpointReader:
         """Whether the checkpoint holds tensor `name`."""
         return name in self._home
 
-    def entry(self, name: str) -> Entry:
-        """Shape and stored dtype of a tensor. Raises UserError when there is none of that name."""
-        if name not in self._home:
-            raise UserError(f"no tensor {name}", "a complete checkpoint of its architecture", str(self.folder))
-        return self._home[name].entries[name]
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a stored tensor. Raises UserError when there is none of that name."""
+        return self._file(name).entries[name].shape
 
-    def view(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """The stored tensor, backed by the file; never write to it. Raises UserError on another shape."""
-        found = self.entry(name).shape
-        if found != shape:
-            raise UserError(
-                f"tensor {name} of shape {list(found)}", f"{list(shape)} as config.json says", str(self._home[name].path)
-            )
-        return self._home[name].view(name)
-
-    def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> torch.Tensor:
-        """A copy of its own in `dtype` on `device`."""
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> torch.Tensor:
+        """A copy of its own in `dtype` on `device`. Raises UserError when it is missing or has another shape."""
+        self._check_shape(name, shape)
         dest = torch.empty(shape, dtype=dtype, device=device)
-        dest.copy_(self.view(name, shape))
+        self.read_into(name, dest)
+        return dest
+
+    def expert_slice(
+        self, name: str, expert: int, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu"
+    ) -> torch.Tensor:
+        """Row `expert`, of `shape`, of a fused tensor [E, *shape]: a copy of its own; reads nothing else of it."""
+        dest = torch.empty(shape, dtype=dtype, device=device)
+        self.read_into(name, dest, expert)
         return dest
 
     def read_into(self, name: str, dest: torch.Tensor, index: int | None = None) -> None:
-        """Copy into `dest` (its shape is what is expected), converting dtype on the way.
+        """Copy into `dest` (its shape is what is expected), converting dtype on the way, with no buffer between.
 
         index: takes row `index` of a stored tensor with one more leading dimension (one expert of a fused one).
+        Raises UserError when the tensor is missing, of another shape or of a dtype that is not read.
         """
+        file = self._file(name)
+        entry = file.entries[name]
         if index is None:
-            dest.copy_(self.view(name, tuple(dest.shape)))
+            self._check_shape(name, tuple(dest.shape))
+            file.read_ahead(entry.offset, entry.nbytes)
+            dest.copy_(file.view(name))
             return
-        stored = self.entry(name).shape
-        rows = stored[0] if stored else 0
-        whole = self.view(name, (rows, *dest.shape))
-        if index >= rows:
+        rows = entry.shape[0] if entry.shape else 0
+        self._check_shape(name, (rows, *dest.shape))
+        if not 0 <= index < rows:
+            raise UserError(f"tensor {name} with {rows} experts", f"one with expert {index}", str(file.path))
+        row_bytes = entry.nbytes // rows
+        file.read_ahead(entry.offset + index * row_bytes, row_bytes)
+        dest.copy_(file.view(name)[index])
+
+    def read_many(self, jobs: Iterable[Job], progress: Callable[[int], None] | None = None, threads: int = 4) -> None:
+        """`read_into` for each job, several at once. progress: called from any thread with the bytes of each copy.
+
+        The first error ends the rest and is raised once nothing writes to a destination any more.
+        """
+
+        def run(job: Job) -> None:
+            name, dest, index = job
+            self.read_into(name, dest, index)
+            if progress is not None:
+                progress(dest.nbytes)
+
+        with ThreadPoolExecutor(threads, thread_name_prefix="checkpoint") as pool:
+            futures = [pool.submit(run, job) for job in jobs]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            failed = next((f for f in futures if f.done() and f.exception() is not None), None)
+            if failed is not None:
+                pool.shutdown(wait=True, cancel_futures=True)
+                failed.result()
+
+    def _file(self, name: str) -> SafetensorsFile:
+        if name not in self._home:
+            raise UserError(f"no tensor {name}", "a complete checkpoint of its architecture", str(self.folder))
+        return self._home[name]
+
+    def _check_shape(self, name: str, expected: tuple[int, ...]) -> None:
+        file = self._file(name)
+        found = file.entries[name].shape
+        if found != expected:
             raise UserError(
-                f"tensor {name} with {rows} experts", f"at least {index + 1}", str(self._home[name].path)
+                f"tensor {name} of shape {list(found)}", f"{list(expected)} as config.json says", str(file.path)
             )
-        dest.copy_(whole[index])
-
-
-def read_all(jobs: Iterable[Callable[[], None]], threads: int = 4) -> None:
-    """Run reading jobs several at once; the first error is raised after the running ones ended."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="checkpoint") as pool:
-        for future in [pool.submit(job) for job in jobs]:
-            future.result()

@@ -37,6 +37,8 @@ class LocalExchange(Exchange):
     def __init__(self, placement: Placement, budget: int, device: torch.device | str = "cpu", epoch: int = 0) -> None:
         assert placement.ranks == 1, f"one process holds all slots, the placement has {placement.ranks} ranks"
         self.counters = ExchangeCounters()
+        self.member = 0
+        self.lockstep = False
         self._budget = budget
         self._epoch = epoch
         self._lookup = [_slot_lookup(placement, layer, device) for layer in range(placement.layers)]

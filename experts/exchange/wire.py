@@ -44,7 +44,7 @@ class StepWish:
 
 @dataclass(frozen=True, slots=True)
 class StepHeader:
-    """What all ranks know after a step's header; equal on all of them but for `rank_prefill`'s reader.
+    """What all ranks know after a step's header, equal on all of them.
 
     tokens: per member (group order), upper bound of tokens it runs in this step (decode + granted prefill);
     prefill: per member, granted prompt tokens; version: the step's placement version (the members' minimum);

@@ -1,255 +1,205 @@
-"""The Hunyuan MoE decoder in plain torch, made to train on CPUs: all experts of a layer run as one batched product.
+"""The demo model as a trainable network: Hunyuan's architecture, all experts of a layer in three tensors.
 
-Activations are flat, [T, H] for all tokens of a batch; only attention sees them in rows. Knows no files, no text and no schedule.
-
-Shapes: T tokens, H hidden, E experts, K top-k, I expert width, A query heads, G key heads, D head size, B rows, S places in a row,
-C places of an expert, V vocabulary.
+Training drops tokens beyond an expert's capacity; evaluation (capacity None) never does, as serving never does.
+Shape letters: B rows, N positions, H hidden, A heads, K kv heads, D head_dim, E experts, I expert width, C capacity.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers that config.json states."""
+    """Sizes of the network; the defaults are the shipped model's."""
 
     vocab: int = 512
     hidden: int = 128
     layers: int = 4
     heads: int = 4
-    key_heads: int = 2
-    head_size: int = 32
+    kv_heads: int = 2
+    head_dim: int = 32
     experts: int = 64
     top_k: int = 8
     width: int = 48
-    norm_eps: float = 1e-5
+    positions: int = 2048
     rope_theta: float = 10000.0
     rope_alpha: float = 1000.0
 
 
-@dataclass
-class Cache:
-    """Keys (after their norm) and values of one layer, each [B, G, S, D]."""
-
-    keys: Tensor
-    values: Tensor
-
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends new places and returns all of them."""
-        self.keys, self.values = torch.cat((self.keys, keys), 2), torch.cat((self.values, values), 2)
-        return self.keys, self.values
-
-
-@dataclass
-class Rows:
-    """How flat tokens stand in rows: groups of rows of like length, [B, S] int64 token numbers, -1 = nothing there."""
-
-    groups: list[Tensor]
-    positions: Tensor
-    caches: list[Cache] | None = None
-
-
-@dataclass
-class Routing:
-    """What the routers did in one pass: per layer the probabilities [T, E] and the chosen experts [T, K]."""
-
-    probabilities: list[Tensor] = field(default_factory=list)
-    chosen: list[Tensor] = field(default_factory=list)
-
-
-class RMSNorm(nn.Module):
-    """x in fp32 over the root of its mean square, then the weight."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        return self.weight * (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+def config_json(shape: Shape) -> dict[str, object]:
+    """config.json in the dialect of the published Hunyuan-A13B."""
+    s = shape
+    return {
+        "architectures": ["HunYuanMoEV1ForCausalLM"],
+        "model_type": "hunyuan_v1_moe",
+        "vocab_size": s.vocab,
+        "hidden_size": s.hidden,
+        "num_hidden_layers": s.layers,
+        "num_attention_heads": s.heads,
+        "num_key_value_heads": s.kv_heads,
+        "attention_head_dim": s.head_dim,
+        "head_dim": s.head_dim,
+        "intermediate_size": s.width,
+        "moe_intermediate_size": [s.width] * s.layers,
+        "num_experts": s.experts,
+        "moe_topk": [s.top_k] * s.layers,
+        "num_shared_expert": [1] * s.layers,
+        "use_mixed_mlp_moe": True,
+        "use_qk_norm": True,
+        "use_cla": False,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": s.rope_theta,
+        "rope_scaling": {
+            "type": "dynamic", "alpha": s.rope_alpha, "factor": 1.0,
+            "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0,
+        },
+        "max_position_embeddings": s.positions,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 3,
+        "pad_token_id": 4,
+        "torch_dtype": "bfloat16",
+    }  # fmt: skip
 
 
-class Spread(torch.autograd.Function):
-    """Copies tokens to the places of their experts; the gradient collects them, so both ways are gathers."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, tokens: Tensor, places: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(places)
-        return F.pad(x, (0, 0, 0, 1)).index_select(0, tokens)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (places,) = ctx.saved_tensors
-        return sum_rows(grad, places), None, None
+def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """RMSNorm over the last dimension, eps 1e-5."""
+    return functional.rms_norm(x, weight.shape, weight, 1e-5)
 
 
-class Collect(torch.autograd.Function):
-    """Sums each token's K places; the gradient spreads."""
-
-    @staticmethod
-    def forward(ctx, y: Tensor, tokens: Tensor, places: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(tokens)
-        return sum_rows(y, places)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (tokens,) = ctx.saved_tensors
-        return F.pad(grad, (0, 0, 0, 1)).index_select(0, tokens), None, None
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate-half rope on x [B, heads, N, D]."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
-def sum_rows(rows: Tensor, places: Tensor) -> Tensor:
-    """Sum of rows[places[t, k]] over k, in fp32; the place just past the end is a row of zeros. -> [T, H]"""
-    padded = F.pad(rows.float(), (0, 0, 0, 1))
-    return F.embedding_bag(places, padded, mode="sum").to(rows.dtype)
-
-
-def seat(chosen: Tensor, experts: int, most: int | None) -> tuple[Tensor, Tensor, int]:
-    """Seats tokens at their experts: (tokens [E*C], T = nobody; places [T, K], E*C = no seat; C).
-
-    C is the fullest expert's count, so nobody is left out, unless `most` is smaller.
-    """
-    count, k = chosen.shape
-    flat = chosen.flatten()
-    order = torch.argsort(flat, stable=True)
-    loads = torch.bincount(flat, minlength=experts)
-    capacity = int(loads.max()) if most is None else min(int(loads.max()), most)
-    expert = flat[order]
-    rank = torch.arange(len(flat)) - (loads.cumsum(0) - loads)[expert]
-    place = torch.where(rank < capacity, expert * capacity + rank, experts * capacity)
-    tokens = torch.full((experts * capacity + 1,), count)
-    tokens[place] = order // k
-    places = torch.empty_like(flat)
-    places[order] = place
-    return tokens[:-1], places.view(count, k), capacity
-
-
-class Experts(nn.Module):
-    """The router, E routed experts and the shared expert of one layer."""
+class Layer(nn.Module):
+    """One block. Names follow the checkpoint's where one tensor is one tensor."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.shape = shape
-        self.router = nn.Parameter(torch.empty(shape.experts, shape.hidden))
-        self.gate_up = nn.Parameter(torch.empty(shape.experts, 2 * shape.width, shape.hidden))
-        self.down = nn.Parameter(torch.empty(shape.experts, shape.hidden, shape.width))
-        self.shared_gate_up = nn.Parameter(torch.empty(2 * shape.width, shape.hidden))
-        self.shared_down = nn.Parameter(torch.empty(shape.hidden, shape.width))
+        s = self.shape = shape
+        self.input_norm = nn.Parameter(torch.ones(s.hidden))
+        self.post_norm = nn.Parameter(torch.ones(s.hidden))
+        self.q_norm = nn.Parameter(torch.ones(s.head_dim))
+        self.k_norm = nn.Parameter(torch.ones(s.head_dim))
+        self.qkv = nn.Parameter(torch.randn((s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden) * s.hidden**-0.5)
+        self.out = nn.Parameter(torch.randn(s.hidden, s.heads * s.head_dim) * 0.3 * s.hidden**-0.5)
+        self.router = nn.Parameter(torch.randn(s.experts, s.hidden) * s.hidden**-0.5)
+        self.shared_gate_up = nn.Parameter(torch.randn(2 * s.width, s.hidden) * s.hidden**-0.5)
+        self.shared_down = nn.Parameter(torch.randn(s.hidden, s.width) * 0.5 * s.width**-0.5)
+        self.gate_up = nn.Parameter(torch.randn(s.experts, 2 * s.width, s.hidden) * s.hidden**-0.5)
+        self.down = nn.Parameter(torch.randn(s.experts, s.hidden, s.width) * 0.5 * s.width**-0.5)
 
-    def forward(self, x: Tensor, routing: Routing, capacity_factor: float | None) -> Tensor:
-        shape = self.shape
-        with torch.autocast("cpu", enabled=False):
-            probabilities = F.linear(x.float(), self.router.float()).softmax(-1)
-        weights, chosen = probabilities.topk(shape.top_k)
-        routing.probabilities.append(probabilities)
-        routing.chosen.append(chosen)
-        most = None if capacity_factor is None else int(capacity_factor * len(x) * shape.top_k / shape.experts)
-        tokens, places, capacity = seat(chosen, shape.experts, most)
-        weights = F.pad((weights / weights.sum(-1, keepdim=True)).flatten(), (0, 1))
-        owner = torch.full((len(tokens) + 1,), len(weights) - 1).index_copy(0, places.flatten(), torch.arange(len(weights) - 1))[:-1]
-        seated = Spread.apply(x, tokens, places).view(shape.experts, capacity, shape.hidden)
-        gate, up = torch.bmm(seated, self.gate_up.mT).chunk(2, -1)
-        inner = F.silu(gate) * up * weights[owner].view(shape.experts, capacity, 1).to(gate.dtype)
-        routed = Collect.apply(torch.bmm(inner, self.down.mT).flatten(0, 1), tokens, places)
-        gate, up = F.linear(x, self.shared_gate_up).chunk(2, -1)
-        return routed + F.linear(F.silu(gate) * up, self.shared_down)
+    def attend(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        s, (rows, length, _) = self.shape, x.shape
+        heads = functional.linear(x, self.qkv).view(rows, length, -1, s.head_dim).transpose(1, 2)
+        q, k, v = heads.split([s.heads, s.kv_heads, s.kv_heads], dim=1)
+        q, k = norm(rotate(q, cos, sin), self.q_norm), norm(rotate(k, cos, sin), self.k_norm)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        return functional.linear(mixed.transpose(1, 2).reshape(rows, length, -1), self.out)
 
+    def mix(self, x: torch.Tensor, capacity: float | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x [T, H] -> (its experts' sum [T, H], balance loss, chosen experts [T, K])."""
+        s = self.shape
+        probs = functional.linear(x.float(), self.router.float()).softmax(-1)
+        weights, ids = probs.topk(s.top_k, dim=-1)
+        weights = weights / weights.sum(-1, keepdim=True)
+        counts = torch.bincount(ids.flatten(), minlength=s.experts)
+        share = counts.float() / ids.numel()
+        balance = s.experts * (share * probs.mean(0)).sum()
+        room = int(counts.max()) if capacity is None else int(capacity * ids.numel() / s.experts) + 1
+        order = ids.flatten().argsort(stable=True)
+        expert = ids.flatten()[order]
+        place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[expert]
+        kept = place < room
+        order, cell = order[kept], (expert * room + place)[kept]
+        token = order // s.top_k
+        narrow = x.dtype if capacity is None else torch.bfloat16  # products in bfloat16 halve a training step
+        spread = x.to(narrow).index_select(0, token)
+        batch = spread.new_zeros(s.experts * room, s.hidden).index_copy(0, cell, spread).view(s.experts, room, s.hidden)
+        gate, up = torch.bmm(batch, self.gate_up.transpose(1, 2).to(narrow)).chunk(2, dim=-1)
+        out = torch.bmm(functional.silu(gate) * up, self.down.transpose(1, 2).to(narrow)).view(-1, s.hidden)
+        scaled = out.index_select(0, cell).to(x.dtype) * weights.flatten()[order][:, None]
+        return torch.zeros_like(x).index_add(0, token, scaled), balance, ids
 
-class Attention(nn.Module):
-    """Grouped-query attention; rope first, then the norm of queries and keys."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.shape = shape
-        self.q = nn.Linear(shape.hidden, shape.heads * shape.head_size, bias=False)
-        self.k = nn.Linear(shape.hidden, shape.key_heads * shape.head_size, bias=False)
-        self.v = nn.Linear(shape.hidden, shape.key_heads * shape.head_size, bias=False)
-        self.o = nn.Linear(shape.heads * shape.head_size, shape.hidden, bias=False)
-        self.query_norm = RMSNorm(shape.head_size, shape.norm_eps)
-        self.key_norm = RMSNorm(shape.head_size, shape.norm_eps)
-
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], rows: Rows, layer: int) -> Tensor:
-        size = self.shape.head_size
-        queries, keys, values = (project(x).unflatten(-1, (-1, size)) for project in (self.q, self.k, self.v))
-        queries, keys = self.query_norm(rotate(queries, *rotation)), self.key_norm(rotate(keys, *rotation))
-        out = x.new_zeros(len(x) + 1, self.shape.heads * size, dtype=values.dtype)
-        for group in rows.groups:
-            q, k, v = (part[group.clamp(min=0)].transpose(1, 2) for part in (queries, keys, values))
-            if rows.caches is not None:
-                k, v = rows.caches[layer].extend(k, v)
-            mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), is_causal=q.shape[2] > 1, enable_gqa=True)
-            target = torch.where(group < 0, len(x), group).flatten()
-            out = out.index_copy(0, target, mixed.transpose(1, 2).flatten(0, 1).flatten(1).to(out.dtype))
-        return self.o(out[:-1])
-
-
-def rope_angles(positions: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-    """cos and sin, [T, 1, D], with Hunyuan's base: theta times alpha^(D/(D-2))."""
-    size = shape.head_size
-    base = shape.rope_theta * shape.rope_alpha ** (size / (size - 2))
-    angles = positions.float()[:, None] * base ** (-torch.arange(0, size, 2).float() / size)
-    angles = torch.cat((angles, angles), -1)[:, None]
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rope with dimension i paired with i + D/2."""
-    low, high = x.chunk(2, -1)
-    return (x * cos + torch.cat((-high, low), -1) * sin).to(x.dtype)
-
-
-class Block(nn.Module):
-    """Attention, then experts, each on its normed input and added to it."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.attention = Attention(shape)
-        self.experts = Experts(shape)
-        self.input_norm = RMSNorm(shape.hidden, shape.norm_eps)
-        self.experts_norm = RMSNorm(shape.hidden, shape.norm_eps)
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor, capacity: float | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x = x + self.attend(norm(x, self.input_norm), cos, sin, mask)
+        y = norm(x, self.post_norm)
+        routed, balance, ids = self.mix(y.flatten(0, 1), capacity)
+        gate, up = functional.linear(y, self.shared_gate_up).chunk(2, dim=-1)
+        shared = functional.linear(functional.silu(gate) * up, self.shared_down)
+        return x + shared + routed.view_as(x), balance, ids
 
 
 class Network(nn.Module):
-    """Embedding, blocks, norm; the output head is the embedding."""
+    """The whole model, with its embedding as lm head."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        self.embedding = nn.Parameter(torch.empty(shape.vocab, shape.hidden))
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = RMSNorm(shape.hidden, shape.norm_eps)
+        self.embed = nn.Parameter(torch.randn(shape.vocab, shape.hidden) * 0.05)
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.final_norm = nn.Parameter(torch.ones(shape.hidden))
+        base = shape.rope_theta * shape.rope_alpha ** (shape.head_dim / (shape.head_dim - 2))
+        self.frequencies = base ** -(torch.arange(0, shape.head_dim, 2).float() / shape.head_dim)
 
-    def initialise(self, generator: torch.Generator) -> None:
-        """Normal weights; what adds to the residual stream starts smaller."""
-        with torch.no_grad():
-            for name, weight in self.named_parameters():
-                if weight.dim() > 1:
-                    weight.normal_(0.0, weight.shape[-1] ** -0.5, generator=generator)
-                    if name.endswith(("down", "o.weight")):
-                        weight.mul_((2 * self.shape.layers) ** -0.5)
-            self.embedding.mul_(0.5)
+    def forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, capacity: float | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """ids, positions [B, N]; mask [B, 1, N, N] bool, True = may look. (final states [B, N, H], balance loss, ids per layer)."""
+        turns = positions.float()[:, None, :, None] * self.frequencies
+        turns = torch.cat((turns, turns), dim=-1)
+        x = self.embed[ids]
+        cos, sin = turns.cos().to(x.dtype), turns.sin().to(x.dtype)
+        losses, chosen = [], []
+        for layer in self.layers:
+            x, balance, experts = layer(x, cos, sin, mask, capacity)
+            losses.append(balance)
+            chosen.append(experts)
+        return norm(x, self.final_norm), torch.stack(losses).mean(), chosen
 
-    def new_caches(self, rows: int) -> list[Cache]:
-        """Empty caches for `rows` rows."""
-        shape = self.shape
-        def empty() -> Tensor:
-            return torch.empty(rows, shape.key_heads, 0, shape.head_size, dtype=self.embedding.dtype)
-        return [Cache(empty(), empty()) for _ in range(shape.layers)]
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """[..., V] of final states [..., H]."""
+        return functional.linear(states, self.embed)
 
-    def forward(self, ids: Tensor, rows: Rows, capacity_factor: float | None = None) -> tuple[Tensor, Routing]:
-        """Hidden states [T, H] after the last norm, and what the routers did. Dropless without a capacity factor."""
-        routing = Routing()
-        rotation = rope_angles(rows.positions, self.shape)
-        x = F.embedding(ids, self.embedding)
-        for layer, block in enumerate(self.blocks):
-            x = x + block.attention(block.input_norm(x), rotation, rows, layer)
-            x = x + block.experts(block.experts_norm(x), routing, capacity_factor)
-        return self.norm(x), routing
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[T, H] -> [T, V]"""
-        return F.linear(hidden, self.embedding)
+def export(network: Network) -> dict[str, torch.Tensor]:
+    """bfloat16 tensors under their names on disk."""
+    s, tensors = network.shape, {"model.embed_tokens.weight": network.embed, "model.norm.weight": network.final_norm}
+    for i, layer in enumerate(network.layers):
+        block = f"model.layers.{i}"
+        rows = [s.heads * s.head_dim, s.kv_heads * s.head_dim, s.kv_heads * s.head_dim]
+        for name, part in zip("qkv", layer.qkv.split(rows), strict=True):
+            tensors[f"{block}.self_attn.{name}_proj.weight"] = part
+        tensors |= {
+            f"{block}.self_attn.o_proj.weight": layer.out,
+            f"{block}.self_attn.query_layernorm.weight": layer.q_norm,
+            f"{block}.self_attn.key_layernorm.weight": layer.k_norm,
+            f"{block}.input_layernorm.weight": layer.input_norm,
+            f"{block}.post_attention_layernorm.weight": layer.post_norm,
+            f"{block}.mlp.gate.wg.weight": layer.router,
+        }
+        mlps = {"shared_mlp": (layer.shared_gate_up, layer.shared_down)}
+        mlps |= {f"experts.{e}": (layer.gate_up[e], layer.down[e]) for e in range(s.experts)}
+        for name, (gate_up, down) in mlps.items():
+            gate, up = gate_up.chunk(2)
+            tensors[f"{block}.mlp.{name}.gate_proj.weight"] = gate
+            tensors[f"{block}.mlp.{name}.up_proj.weight"] = up
+            tensors[f"{block}.mlp.{name}.down_proj.weight"] = down
+    return {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
+
+
+def parameters(shape: Shape) -> int:
+    """Number of weights."""
+    return sum(p.numel() for p in Network(Shape(**asdict(shape))).parameters())

@@ -74,9 +74,7 @@ class CausalModel:
         mixed = paged_attention(q, keys, values, plan, self._scale)
         return layer.output(mixed.reshape(x.shape[0], -1))
 
-    def _normed(
-        self, layer: LayerWeights, q: torch.Tensor, k: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _normed(self, layer: LayerWeights, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         assert layer.q_norm is not None, "a spec with qk_norm names its norms"
         assert layer.k_norm is not None, "a spec with qk_norm names its norms"
         return rms_norm(q, layer.q_norm, self.spec.norm_eps), rms_norm(k, layer.k_norm, self.spec.norm_eps)

@@ -26,7 +26,9 @@ def load_spec(folder: Path) -> ModelSpec:
     model_type = config.raw("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         architectures = values.get("architectures")
-        named = f"architecture {model_type!r}" + (f" ({architectures[0]})" if isinstance(architectures, list) and architectures else "")
+        named = f"architecture {model_type!r}" + (
+            f" ({architectures[0]})" if isinstance(architectures, list) and architectures else ""
+        )
         raise UserError(named, f"a supported one: {', '.join(sorted(FAMILIES))}", config.where)
     refuse_quantised(values, folder)
     return FAMILIES[model_type](config)

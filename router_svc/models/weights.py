@@ -1,11 +1,12 @@
 """From a checkpoint to the tensors of an attention rank: names in, fused weights out. Never reads routed experts."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from experts.checkpoint.reader import CheckpointReader, read_all
+from experts.checkpoint.reader import CheckpointReader, Job
 from router_svc.models.parts.linear import Linear
 from router_svc.models.parts.mlp import SwiGLU
 from router_svc.models.spec import ModelSpec
@@ -42,7 +43,7 @@ class WeightLoader:
 
     def __init__(self, spec: ModelSpec, reader: CheckpointReader, dtype: torch.dtype, device: str) -> None:
         self._spec, self._reader, self._dtype, self._device = spec, reader, dtype, device
-        self._jobs: list[tuple[str, torch.Tensor]] = []
+        self._jobs: list[Job] = []
 
     def load(self, progress: Progress | None) -> ModelWeights:
         """All weights of the attention side. Raises UserError for a missing tensor or a wrong shape, named."""
@@ -97,23 +98,23 @@ class WeightLoader:
 
     def _take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         dest = torch.empty(shape, dtype=dtype or self._dtype, device=self._device)
-        self._jobs.append((name, dest))
+        self._jobs.append((name, dest, None))
         return dest
 
     def _stack(self, names: list[str], rows: tuple[int, ...], *columns: int) -> torch.Tensor:
         dest = torch.empty((sum(rows), *columns), dtype=self._dtype, device=self._device)
-        self._jobs.extend(zip(names, dest.split(list(rows)), strict=True))
+        self._jobs.extend((name, part, None) for name, part in zip(names, dest.split(list(rows)), strict=True))
         return dest
 
     def _read(self, progress: Progress | None) -> None:
-        total = sum(dest.nbytes for _, dest in self._jobs)
-        done = 0
+        total = sum(dest.nbytes for _, dest, _ in self._jobs)
+        done, lock = 0, threading.Lock()
 
-        def job(name: str, dest: torch.Tensor) -> None:
+        def add(nbytes: int) -> None:
             nonlocal done
-            self._reader.read_into(name, dest)
-            done += dest.nbytes
-            if progress is not None:
-                progress(done, total)
+            with lock:
+                done += nbytes
+                if progress is not None:
+                    progress(done, total)
 
-        read_all([lambda name=name, dest=dest: job(name, dest) for name, dest in self._jobs])  # type: ignore[misc]
+        self._reader.read_many(self._jobs, add)

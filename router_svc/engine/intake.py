@@ -1,0 +1,89 @@
+"""What crosses from other threads into an engine: messages in, and the one place that knows which requests live.
+
+A request that was accepted ends with exactly one last event per choice, or one FailedEvent, whoever gives it.
+"""
+
+import threading
+from collections import deque
+
+from router_svc.request import Code, EngineRequest, Event, FailedEvent, Message
+
+
+class Intake:
+    """Thread-safe. `closed` holds why the engine takes nothing any more, None while it does."""
+
+    def __init__(self, max_queue_len: int) -> None:
+        self._lock = threading.Lock()
+        self._messages: deque[Message] = deque()
+        self._live: dict[str, EngineRequest] = {}
+        self._waiting = 0
+        self._limit = max_queue_len
+        self.closed: str | None = None
+
+    def put(self, message: Message) -> FailedEvent | None:
+        """Queue a message; returns the refusal when a request can't be taken."""
+        with self._lock:
+            if isinstance(message, EngineRequest):
+                refusal = self._refuse(message)
+                if refusal is not None:
+                    return refusal
+                self._live[message.request_id] = message
+                self._waiting += 1
+            self._messages.append(message)
+            return None
+
+    def take(self) -> list[Message]:
+        """All queued messages, in order."""
+        with self._lock:
+            messages = list(self._messages)
+            self._messages.clear()
+            return messages
+
+    def __bool__(self) -> bool:
+        return bool(self._messages)
+
+    def lives(self, request_id: str) -> bool:
+        """Whether the request has neither ended nor been dropped."""
+        return request_id in self._live
+
+    def started(self) -> None:
+        """One accepted request has left the queue."""
+        with self._lock:
+            self._waiting -= 1
+
+    def forget(self, request_id: str) -> bool:
+        """The request ended; False when something else ended it before."""
+        with self._lock:
+            return self._live.pop(request_id, None) is not None
+
+    def close(self, reason: str, code: Code) -> list[Event]:
+        """Take nothing from now on; returns the failures of everything that lived. Later calls return nothing."""
+        with self._lock:
+            if self.closed is None:
+                self.closed = reason
+            return self._end_all(code, reason)
+
+    def end_all(self, code: Code, reason: str) -> list[Event]:
+        """End everything that lives, and go on taking requests."""
+        with self._lock:
+            return self._end_all(code, reason)
+
+    def _end_all(self, code: Code, reason: str) -> list[Event]:
+        ended: list[Event] = [
+            FailedEvent(request.request_id, request.attempt, code, reason) for request in self._live.values()
+        ]
+        self._live.clear()
+        self._messages.clear()
+        self._waiting = 0
+        return ended
+
+    def _refuse(self, request: EngineRequest) -> FailedEvent | None:
+        if self.closed is not None:
+            return FailedEvent(request.request_id, request.attempt, Code.UNAVAILABLE, self.closed, retry_after=5.0)
+        if request.request_id in self._live:
+            message = f"request_id {request.request_id!r} is running already, expected a new one"
+            return FailedEvent(request.request_id, request.attempt, Code.INVALID_ARGUMENT, message)
+        if self._waiting >= self._limit:
+            message = f"the queue is full: {self._waiting} requests wait, the limit is {self._limit}"
+            return FailedEvent(request.request_id, request.attempt, Code.RESOURCE_EXHAUSTED, message, retry_after=1.0)
+        return None

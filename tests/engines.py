@@ -1,0 +1,110 @@
+"""One attention rank's engine in this process, with everything real but a front door. For tests."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from experts.checkpoint.reader import CheckpointReader
+from experts.doorbell import Doorbell
+from experts.exchange.local import LocalExchange
+from experts.layers import ExpertLayers
+from experts.loader import load_slots
+from experts.placement import Placement
+from experts.slots import ExpertSlots
+from router_svc.engine.batch import KVCache
+from router_svc.engine.config import EngineConfig
+from router_svc.engine.step_loop import Engine
+from router_svc.models.decoder import build_model
+from router_svc.models.registry import load_spec
+from router_svc.request import EngineRequest, Event, FailedEvent, Sampling, TokenEvent
+
+
+def sampling(max_tokens: int, **fields: object) -> Sampling:
+    """Greedy to the end unless said otherwise."""
+    return Sampling(**{"max_tokens": max_tokens, "seed": 0, "temperature": 0.0, "ignore_eos": True, **fields})  # type: ignore[arg-type]
+
+
+class Harness:
+    """An engine whose events are sorted by request."""
+
+    def __init__(self, folder: Path, **config: int | bool) -> None:
+        spec, reader = load_spec(folder), CheckpointReader(folder)
+        fields = {
+            "max_model_len": 1024, "max_num_seqs": 16, "max_num_batched_tokens": 256, "max_queue_len": 64, "kv_blocks": 256,
+        } | config  # fmt: skip
+        self.config = EngineConfig(**fields)  # type: ignore[arg-type]
+        placement = Placement.first(spec.experts.moe_layers, spec.experts.experts, 1, spec.experts.experts)
+        slots = ExpertSlots(spec.experts, placement.slots_per_rank, torch.float32)
+        load_slots(slots, placement.local(0), reader)
+        exchange = LocalExchange(placement, self.config.max_num_batched_tokens)
+        self.experts = ExpertLayers(spec.experts, exchange, slots, torch.float32, "cpu")
+        cache = KVCache.allocate(
+            spec.layers, self.config.kv_blocks, self.config.block_size, spec.kv_heads, spec.head_dim, torch.float32, "cpu"
+        )
+        bell = Doorbell()
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.engine = Engine(
+            build_model(spec, reader, torch.float32, "cpu"),
+            self.experts, exchange, bell, self.config, cache, self._deliver, bell.ring,
+        )  # fmt: skip
+        self.thread = threading.Thread(target=self.engine.run, daemon=True)
+
+    def _deliver(self, events: list[Event]) -> None:
+        for event in events:
+            self.events.put(event)
+
+    def collect(self, choices: int, timeout: float = 60.0) -> dict[tuple[str, int], list[Event]]:
+        """Events until `choices` choices (or failed requests) have ended, by (request, choice); -1 for failures."""
+        got: dict[tuple[str, int], list[Event]] = {}
+        ended = 0
+        while ended < choices:
+            event = self.events.get(timeout=timeout)
+            choice = -1 if isinstance(event, FailedEvent) else event.choice
+            got.setdefault((event.request_id, choice), []).append(event)
+            ended += isinstance(event, FailedEvent) or event.finish_reason is not None
+        return got
+
+    def complete(self, requests: list[EngineRequest]) -> list[list[int]]:
+        """Token ids of each request's choices, in order, all posted at once."""
+        for request in requests:
+            self.engine.post(request)
+        got = self.collect(sum(request.n for request in requests))
+        return [tokens_of(got[request.request_id, choice]) for request in requests for choice in range(request.n)]
+
+    def quiet(self, timeout: float = 5.0) -> None:
+        """Wait until nothing runs; fails if blocks stay held."""
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            stats = self.engine.stats()
+            if not (stats.running or stats.waiting or stats.kv_blocks_held):
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"still busy: {self.engine.stats()}")
+
+
+def tokens_of(events: list[Event]) -> list[int]:
+    """The ids of one choice's events, which must be gapless."""
+    ids: list[int] = []
+    for event in events:
+        assert isinstance(event, TokenEvent), event
+        assert event.index == len(ids), f"a gap or a repeat at {len(ids)}: {event}"
+        ids.extend(event.token_ids)
+    return ids
+
+
+@contextmanager
+def running(folder: Path, **config: int | bool) -> Iterator[Harness]:
+    """A started engine; stopped and joined at the end."""
+    harness = Harness(folder, **config)
+    harness.thread.start()
+    try:
+        yield harness
+    finally:
+        harness.engine.stop()
+        harness.thread.join(20)
+        assert not harness.thread.is_alive(), "the step loop did not end"
