@@ -1,0 +1,27 @@
+"""`tokenyard serve`: check everything, then start in one process or on Ray, and serve until a signal."""
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from cluster.cli.options import Model, model_folder, serve_flags
+from cluster.config import merge, read_yaml
+
+
+@serve_flags()
+def serve(
+    *,
+    model: Model = None,
+    config: Annotated[Optional[Path], typer.Option("--config", metavar="FILE", help="Flat YAML with the flags' names.")] = None,  # noqa: UP045
+    flags: dict[str, Any],
+) -> None:
+    """Start a cluster and serve until Ctrl-C."""
+    values = read_yaml(config) if config is not None else {}
+    options = merge(flags, values)
+    folder = model_folder(model or values.get("model"))
+    # torch and Ray load only now, so that wrong flags are told at once.
+    plan = importlib.import_module("cluster.plan").make_plan(folder, options)
+    where = "cluster.run_local" if options.one_process else "cluster.launch"
+    importlib.import_module(where).run(plan)

@@ -1,0 +1,49 @@
+"""`tokenyard status`: the running cluster, as a table in a terminal, plain lines or JSON elsewhere."""
+
+import json
+import sys
+from typing import Any
+
+from cluster.cli.generate import AsJson, Target, connect, told
+
+
+def status(target: Target = "127.0.0.1:50051", as_json: AsJson = False) -> None:
+    """Show ranks, load, balance and requests."""
+    with connect(target) as client, told():
+        found = client.status()
+    if as_json:
+        if not found["reason"]:
+            del found["reason"]
+        print(json.dumps(found))
+    elif sys.stdout.isatty():
+        _table(found)
+    else:
+        print("\n".join(lines(found)))
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The status as plain lines."""
+    requests, balance = found["requests"], found["balancedness"]
+    head = (
+        f"{found['model']}: {found['state']}, epoch {found['epoch']}, placement {found['placement_version']}, "
+        f"{requests['running']} running, {requests['waiting']} waiting, balancedness {balance['last']:.3f}"
+    )
+    reason = [f"reason: {found['reason']}"] if found["reason"] else []
+    return [head, *reason, *(
+        f"rank {w['rank']} {w['role']} {w['state']} pid {w['pid']} on {w['node_ip']}, {w['slots']} slots, load {w['load']:.3f}"
+        for w in found["workers"]
+    )]  # fmt: skip
+
+
+def _table(found: dict[str, Any]) -> None:
+    from rich.console import Console  # a terminal's dress, not needed elsewhere
+    from rich.table import Table
+
+    head, *_ = lines(found)
+    table = Table(title=head, caption=found["reason"] or None)
+    for name in ("rank", "role", "state", "pid", "node", "slots", "load"):
+        table.add_column(name, justify="left" if name in ("role", "state", "node") else "right")
+    for w in found["workers"]:
+        row = (w["rank"], w["role"], w["state"], w["pid"], w["node_ip"], w["slots"], f"{w['load']:.3f}")
+        table.add_row(*map(str, row))
+    Console().print(table)

@@ -1,0 +1,161 @@
+"""The whole server in one process, without Ray: one engine, its experts, and both front doors."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from cluster.metrics import rank_metrics
+from cluster.plan import ServePlan
+from cluster.status import RankView, StatusBook
+from experts.checkpoint.reader import CheckpointReader
+from experts.doorbell import Doorbell
+from experts.errors import UserError
+from experts.exchange.local import LocalExchange
+from experts.layers import ExpertLayers
+from experts.loader import load_slots
+from experts.placement import Placement
+from experts.slots import ExpertSlots
+from router_svc.api.engines import LocalEngines
+from router_svc.api.grpc_server import GrpcServer
+from router_svc.api.http import build_app
+from router_svc.api.metrics import IngressMetrics
+from router_svc.api.service import Service, TextStack
+from router_svc.engine.batch import KVCache
+from router_svc.engine.step_loop import Engine
+from router_svc.models.decoder import build_model
+from router_svc.request import Event
+
+Progress = Callable[[int, int, int], None]  # rank, bytes done, bytes in all
+
+
+class LocalRank:
+    """The one rank: model, experts and engine, with the step loop in a thread of its own."""
+
+    def __init__(self, plan: ServePlan, deliver: Callable[[list[Event]], None], progress: Progress | None = None) -> None:
+        spec, reader, device = plan.spec, CheckpointReader(plan.folder), plan.device
+        slots = ExpertSlots(spec.experts, plan.placement.slots_per_rank, plan.dtype, device)
+        model_bytes = 0
+
+        def model_progress(done: int, total: int) -> None:
+            nonlocal model_bytes
+            model_bytes = total
+            if progress is not None:
+                progress(0, done, total + slots.nbytes)
+
+        def slot_progress(done: int, total: int) -> None:
+            if progress is not None:
+                progress(0, model_bytes + done, model_bytes + total)
+
+        model = build_model(spec, reader, plan.dtype, device, model_progress)
+        load_slots(slots, plan.placement.local(0), reader, slot_progress)
+        exchange = LocalExchange(plan.placement, plan.engine.max_num_batched_tokens, device)
+        self.experts = ExpertLayers(spec.experts, exchange, slots, plan.dtype, device)
+        self.exchange = exchange
+        cache = KVCache.allocate(
+            spec.layers, plan.engine.kv_blocks, plan.engine.block_size, spec.kv_heads, spec.head_dim, plan.dtype, device
+        )
+        bell = Doorbell()
+        self.engine = Engine(model, self.experts, exchange, bell, plan.engine, cache, deliver, bell.ring)
+        self._thread = threading.Thread(target=self.engine.run, name="step-loop", daemon=True)
+
+    def start(self) -> None:
+        """Run the step loop."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the loop after its step, and wait for it."""
+        self.engine.stop()
+        self._thread.join(10)
+
+
+class LocalAdmin:
+    """AdminBackend of the one process."""
+
+    def __init__(self, plan: ServePlan, rank: LocalRank, engines: LocalEngines) -> None:
+        self._plan, self._rank, self._engines = plan, rank, engines
+        self._book = StatusBook(plan.name, plan.placement.slots_per_rank)
+
+    async def status(self) -> dict[str, Any]:
+        state, reason = self._engines.state()
+        view = RankView.here(self._plan.seats[0], self._rank.experts.loads.snapshot(), self._rank.engine.stats())
+        return self._book.status([view], 0, self._plan.placement.version, state, reason)
+
+    async def placement(self) -> Placement:
+        return self._plan.placement
+
+    async def metrics(self) -> str:
+        rank = self._rank
+        views = [RankView.here(self._plan.seats[0], rank.experts.loads.snapshot(), rank.engine.stats(), rank.exchange.counters)]
+        return rank_metrics(views, self._book)
+
+
+class LocalServer:
+    """Front doors over the one rank; `start` and `stop` in one event loop."""
+
+    def __init__(self, plan: ServePlan) -> None:
+        self.plan = plan
+        self.rank: LocalRank | None = None
+        self.grpc: GrpcServer | None = None
+        self.service: Service | None = None
+        self.http_port = 0
+        self._http: uvicorn.Server | None = None
+        self._http_task: asyncio.Task[None] | None = None
+
+    async def start(self, progress: Progress | None = None) -> None:
+        """Load and listen; ready when it returns."""
+        plan = self.plan
+        loop = asyncio.get_running_loop()
+        text = TextStack.load(plan.folder, plan.spec, plan.config.reasoning_parser)
+        engines = LocalEngines(loop)
+        self.rank = await asyncio.to_thread(LocalRank, plan, engines.deliver, progress)
+        self.engines = engines
+        self.service = Service(text, engines, plan.limits, plan.info, IngressMetrics())
+        admin = LocalAdmin(plan, self.rank, engines)
+        self.grpc = GrpcServer(self.service, admin, plan.config.host, plan.config.grpc_port)
+        await self.grpc.start()
+        await self._start_http(admin)
+        self.rank.start()
+        engines.attach(self.rank.engine.post)
+        await self.grpc.show_state("ready")
+
+    async def _start_http(self, admin: LocalAdmin) -> None:
+        assert self.service is not None, "the service is built before its faces"
+        config = uvicorn.Config(
+            build_app(self.service, admin), host=self.plan.config.host, port=self.plan.config.http_port,
+            log_config=None, log_level="warning", lifespan="off", access_log=False, timeout_graceful_shutdown=2,
+        )  # fmt: skip
+        self._http = uvicorn.Server(config)
+        sockets = [_bind(config)]
+        self.http_port = sockets[0].getsockname()[1]
+        self._http_task = asyncio.create_task(_serve_http(self._http, sockets))
+        while not self._http.started:
+            await asyncio.sleep(0.01)
+            if self._http_task.done():
+                self._http_task.result()
+
+    async def stop(self, grace: float = 2.0) -> None:
+        """Refuse new work, let streams end within `grace` seconds, close."""
+        if self.rank is None:
+            return
+        self.engines.detach("stopping", "the server is shutting down")
+        if self._http is not None and self._http_task is not None:
+            self._http.should_exit = True
+        if self.grpc is not None:
+            await self.grpc.stop(grace)
+        await asyncio.to_thread(self.rank.stop)
+        if self._http_task is not None:
+            await self._http_task
+
+
+async def _serve_http(server: uvicorn.Server, sockets: list[Any]) -> None:
+    await server._serve(sockets)  # not `serve`, which would take over the process's signals
+
+
+def _bind(config: uvicorn.Config) -> Any:
+    try:
+        return config.bind_socket()
+    except SystemExit:
+        raise UserError(f"port {config.port} in use", "a free port", f"--http-port on {config.host}") from None

@@ -1,0 +1,63 @@
+"""The ranks' part of /metrics: one page for the whole cluster, in Prometheus text, bounded in labels."""
+
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from cluster.status import RankView, StatusBook
+
+# (name, help, how to read it from an engine's stats)
+_ENGINE_GAUGES = (
+    ("num_requests_running", "Sequences that run.", lambda e: e.running),
+    ("num_requests_waiting", "Sequences that wait.", lambda e: e.waiting),
+    ("kv_cache_usage_perc", "Share of KV blocks held by requests, 0 to 1.", lambda e: e.kv_blocks_held / max(e.kv_blocks, 1)),
+)
+_ENGINE_COUNTERS = (
+    ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda e: e.prefix_queries),
+    ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda e: e.prefix_hits),
+    ("num_preemptions", "Sequences preempted to be computed again.", lambda e: e.preemptions),
+    ("engine_steps", "Steps.", lambda e: e.steps),
+)
+_EXCHANGE_COUNTERS = (
+    ("dispatch_seconds", "Spent sending tokens to experts.", lambda x: x.dispatch_seconds),
+    ("combine_seconds", "Spent bringing experts' sums back.", lambda x: x.combine_seconds),
+    ("exchange_collectives", "Collectives inside MoE layers.", lambda x: x.collectives),
+    ("exchange_layers", "MoE layers exchanged.", lambda x: x.layers),
+    ("exchange_sent_bytes", "Sent to other ranks.", lambda x: x.bytes_sent),
+)
+
+
+def rank_metrics(views: Sequence[RankView], book: StatusBook) -> str:
+    """Prometheus text of all ranks."""
+    book.look(views)
+    registry = CollectorRegistry()
+    registry.register(_Page(views, book))
+    return generate_latest(registry).decode()
+
+
+class _Page:
+    def __init__(self, views: Sequence[RankView], book: StatusBook) -> None:
+        self._views, self._book = views, book
+
+    def collect(self) -> Iterator[Metric]:
+        engines = [(str(v.member.rank), v.engine) for v in self._views if v.engine is not None]
+        exchanges = [(str(v.member.rank), v.exchange) for v in self._views]
+        for name, text, read in _ENGINE_GAUGES:
+            gauge = GaugeMetricFamily(f"tokenyard_{name}", text, labels=["rank"])
+            for rank, stats in engines:
+                gauge.add_metric([rank], read(stats))
+            yield gauge
+        for table, sources in ((_ENGINE_COUNTERS, engines), (_EXCHANGE_COUNTERS, exchanges)):
+            for name, text, read in table:
+                counter = CounterMetricFamily(f"tokenyard_{name}", text, labels=["rank"])
+                for rank, source in sources:
+                    counter.add_metric([rank], read(source))
+                yield counter
+        tokens = CounterMetricFamily("tokenyard_expert_rank_tokens", "Routed tokens computed.", labels=["rank"])
+        for view in self._views:
+            if view.loads is not None:
+                tokens.add_metric([str(view.member.rank)], float(view.loads.sum()))
+        yield tokens
+        last, _ = self._book.balancedness
+        yield GaugeMetricFamily("tokenyard_eplb_balancedness", "Mean rank load over the busiest rank's.", value=last)

@@ -1,0 +1,181 @@
+"""ServePlan: a checked start. Everything that can be known to fail is found here, before any process or weight."""
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from cluster.config import ServeConfig
+from experts.checkpoint.reader import CheckpointReader
+from experts.errors import UserError
+from experts.membership import Member
+from experts.placement import Placement
+from router_svc.api.calls import ModelInfo
+from router_svc.api.limits import ServiceLimits
+from router_svc.engine.config import EngineConfig
+from router_svc.models.registry import load_spec
+from router_svc.models.spec import ModelSpec, attention_bytes, expert_bytes, kv_bytes_per_token
+
+BLOCK_SIZE = 16  # tokens
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_KV_SHARE = 0.1  # of free memory, where nothing is said
+_PROCESS_BYTES = 400 << 20  # of a rank beside weights and cache: torch, Ray, buffers
+
+
+@dataclass(frozen=True, slots=True)
+class ServePlan:
+    """What a rank or an ingress needs to know to start; picklable."""
+
+    folder: Path
+    spec: ModelSpec
+    config: ServeConfig
+    name: str
+    dtype: torch.dtype
+    device: str
+    engine: EngineConfig
+    placement: Placement
+    seats: tuple[Member, ...]
+
+    @property
+    def limits(self) -> ServiceLimits:
+        """Bounds of requests."""
+        return ServiceLimits(self.engine.max_model_len, self.spec.vocab_size)
+
+    @property
+    def info(self) -> ModelInfo:
+        """The served model's description."""
+        spec = self.spec
+        return ModelInfo(
+            name=self.name,
+            architecture=spec.architecture,
+            max_model_len=self.engine.max_model_len,
+            vocab_size=spec.vocab_size,
+            dtype=str(self.dtype).removeprefix("torch."),
+            layers=spec.layers,
+            experts=spec.experts.experts,
+            top_k=spec.experts.top_k,
+        )
+
+
+def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True) -> ServePlan:
+    """Check model, options, ports, slots and memory. Raises UserError with what was found and expected."""
+    config.check()
+    spec = load_spec(folder)
+    CheckpointReader(folder)
+    device = _device(config.device)
+    dtype = _dtype(config.dtype, spec, device)
+    max_len = _max_model_len(config, spec)
+    placement = _placement(config, spec)
+    kv_bytes = _kv_bytes(config, spec, dtype, max_len)
+    block = kv_bytes_per_token(spec, dtype) * BLOCK_SIZE
+    engine = EngineConfig(
+        max_model_len=max_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_queue_len=config.max_queue_len,
+        kv_blocks=kv_bytes // block,
+        block_size=BLOCK_SIZE,
+    )
+    if engine.kv_blocks * BLOCK_SIZE < max_len:
+        raise UserError(
+            f"{kv_bytes} bytes of KV cache ({engine.kv_blocks * BLOCK_SIZE} tokens)",
+            f"at least {-(-max_len // BLOCK_SIZE) * block} for max_model_len {max_len}",
+            "--kv-cache-memory-bytes",
+        )
+    if device == "cpu":
+        _check_memory(config, spec, dtype, kv_bytes, placement)
+    if check_ports:
+        for port, flag in ((config.grpc_port, "--grpc-port"), (config.http_port, "--http-port")):
+            check_port(config.host, port, flag)
+    name = config.served_model_name or folder.resolve().name
+    return ServePlan(folder.resolve(), spec, config, name, dtype, device, engine, placement, _seats(config))
+
+
+def check_port(host: str, port: int, flag: str) -> None:
+    """Raise UserError when nobody can listen there."""
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise UserError(f"host {host!r} ({error.strerror})", "an address of this machine", "--host") from None
+    family, kind, _, _, address = infos[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise UserError(f"port {port} in use ({error.strerror})", "a free port", f"{flag} on {host}") from None
+
+
+def _seats(config: ServeConfig) -> tuple[Member, ...]:
+    if config.one_process or config.colocate:
+        return tuple(Member(rank, "both") for rank in range(config.attention_workers))
+    experts = [Member(rank, "expert") for rank in range(config.experts)]
+    return tuple(experts + [Member(config.experts + a, "attention") for a in range(config.attention_workers)])
+
+
+def _device(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device", "one, or --device cpu", "--device")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _dtype(wanted: str, spec: ModelSpec, device: str) -> torch.dtype:
+    if wanted != "auto":
+        return _DTYPES[wanted]
+    narrow = device == "cuda" or _cpu_has_bf16()
+    return torch.bfloat16 if narrow and spec.dtype in (torch.bfloat16, torch.float16) else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _max_model_len(config: ServeConfig, spec: ModelSpec) -> int:
+    wanted = config.max_model_len or spec.max_position
+    if wanted > spec.longest:
+        raise UserError(str(wanted), f"at most {spec.longest}, which the model's rope allows", "--max-model-len")
+    return wanted
+
+
+def _placement(config: ServeConfig, spec: ModelSpec) -> Placement:
+    experts, ranks = spec.experts, config.expert_seats
+    if config.placement is not None:
+        placement = Placement.load(config.placement, ranks)
+        placement.check_fits(experts.moe_layers, experts.experts)
+        return placement
+    slots = -(-(experts.experts + config.num_redundant_experts) // ranks)
+    return Placement.first(experts.moe_layers, experts.experts, ranks, slots)
+
+
+def _kv_bytes(config: ServeConfig, spec: ModelSpec, dtype: torch.dtype, max_len: int) -> int:
+    if config.kv_cache_memory_bytes is not None:
+        return config.kv_cache_memory_bytes
+    token = kv_bytes_per_token(spec, dtype)
+    least = -(-max_len // BLOCK_SIZE) * BLOCK_SIZE * token
+    useful = config.max_num_seqs * least  # more would never be filled
+    share = int(psutil.virtual_memory().available * _KV_SHARE / config.attention_workers)
+    return max(min(share, useful), least)
+
+
+def _check_memory(config: ServeConfig, spec: ModelSpec, dtype: torch.dtype, kv_bytes: int, placement: Placement) -> None:
+    """Refuse what this machine can't hold. With a Ray of several nodes their memory is not known here."""
+    if config.ray_address is not None:
+        return
+    experts = placement.slot_expert.size * expert_bytes(spec, dtype)
+    attention = config.attention_workers * (attention_bytes(spec, dtype) + kv_bytes)
+    processes = len(_seats(config)) * _PROCESS_BYTES
+    needed, free = experts + attention + processes, psutil.virtual_memory().available
+    if needed > free:
+        gib = 1 << 30
+        raise UserError(
+            f"{free / gib:.1f} GiB of free memory",
+            f"{needed / gib:.1f} GiB (experts {experts / gib:.1f}, attention and KV cache {attention / gib:.1f}, "
+            f"processes {processes / gib:.1f})",
+            "this machine",
+        )

@@ -1,0 +1,54 @@
+"""Serve in one process until SIGINT or SIGTERM."""
+
+import asyncio
+import os
+import signal
+
+from cluster.inprocess import LocalServer
+from cluster.loading import LoadingView
+from cluster.plan import ServePlan
+
+
+def run(plan: ServePlan) -> None:
+    """Load, print where it listens, serve, and end with the streams given a moment. A second signal ends at once."""
+    asyncio.run(_run(plan))
+
+
+async def _run(plan: ServePlan) -> None:
+    stop = asyncio.Event()
+
+    def ask() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ask)
+    server = LocalServer(plan)
+    with LoadingView(plan.seats) as view:
+        starting = asyncio.create_task(server.start(view.update))
+        waiting = asyncio.create_task(stop.wait())
+        await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            view.note("stopping: waiting for the load to end")
+        await starting
+    if not stop.is_set():
+        assert server.grpc is not None, "a started server listens"
+        print(ready_line(plan, server.grpc.port, server.http_port), flush=True)
+    await waiting
+    await server.stop()
+
+
+def ready_line(plan: ServePlan, grpc_port: int, http_port: int) -> str:
+    """What tells a person, and a script, that requests are served."""
+    roles = [seat.role for seat in plan.seats]
+    if plan.config.one_process:
+        shape = "one process"
+    elif plan.config.colocate:
+        shape = f"{len(roles)} ranks, each attention and experts"
+    else:
+        shape = f"{roles.count('attention')} attention + {roles.count('expert')} expert ranks"
+    host = plan.config.host
+    dtype = str(plan.dtype).removeprefix("torch.")
+    return f"tokenyard ready: {plan.name} ({dtype}, {shape}), grpc {host}:{grpc_port}, http http://{host}:{http_port}"

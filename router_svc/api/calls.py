@@ -1,0 +1,125 @@
+"""Calls and answers of the front door as data; the gRPC and HTTP faces translate to and from these."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from router_svc.request import Code, Timings, TokenLogprob
+
+
+class ApiError(Exception):
+    """A call that ends without (the rest of) an answer. param: the field at fault; retry_after in seconds."""
+
+    def __init__(self, code: Code, message: str, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+
+def invalid(param: str, found: str, expected: str) -> ApiError:
+    """The error for a field that is out of bounds."""
+    return ApiError(Code.INVALID_ARGUMENT, f"{param}: found {found}, expected {expected}", param)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingFields:
+    """Sampling as the caller gave it; None = unset. logprobs: how many alternatives, 0 = the chosen token alone."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    n: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCall:
+    """A completion of text or ids. timeout in seconds; priority: lower first; echo: prompt logprobs are wanted too."""
+
+    prompt: str | tuple[int, ...]
+    sampling: SamplingFields = field(default_factory=SamplingFields)
+    request_id: str = ""
+    priority: int = 0
+    timeout: float | None = None
+    add_special_tokens: bool = True
+    prompt_logprobs: int | None = None
+    api_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn; content is plain text."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCall:
+    """An answer to messages through the model's chat template. enable_thinking: None = the template's default."""
+
+    messages: tuple[ChatMessage, ...]
+    sampling: SamplingFields = field(default_factory=SamplingFields)
+    enable_thinking: bool | None = None
+    template_options: dict[str, Any] = field(default_factory=dict)
+    request_id: str = ""
+    priority: int = 0
+    timeout: float | None = None
+    api_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one choice; cached_tokens of the prompt were reused."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """New output of one choice. index: its first token's place among the choice's tokens.
+
+    usage, timings: in a choice's last chunk, which is the one with a finish_reason. reasoning: chats only.
+    prompt_token_ids, prompt_logprobs: in a choice's first chunk.
+    """
+
+    choice: int
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    reasoning: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+    prompt_token_ids: tuple[int, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a client may want to know of the served model."""
+
+    name: str
+    architecture: str
+    max_model_len: int
+    vocab_size: int
+    dtype: str
+    layers: int
+    experts: int
+    top_k: int
+    quantization: str = "none"

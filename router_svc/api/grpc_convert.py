@@ -1,0 +1,166 @@
+"""Between protobuf messages and the service's calls and chunks."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from router_svc.api.calls import ChatCall, ChatMessage, Chunk, GenerateCall, ModelInfo, SamplingFields, invalid
+from router_svc.api.choice import logprob_texts
+from router_svc.proto import tokenyard_pb2 as pb
+from router_svc.request import TokenLogprob
+from router_svc.text.tokenizer import Tokenizer
+
+_PLAIN_FIELDS = (
+    "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "logprobs", "n",
+)  # fmt: skip
+
+
+def generate_call(request: pb.GenerateRequest, remaining: float | None) -> GenerateCall:
+    """remaining: seconds to the client's own deadline, None without one. Raises ApiError for fields that can't be."""
+    _refuse_resume(request)
+    which = request.WhichOneof("input")
+    if which is None:
+        raise invalid("input", "neither text nor token_ids", "one of them")
+    return GenerateCall(
+        prompt=request.text if which == "text" else tuple(request.token_ids.ids),
+        sampling=_sampling(request.sampling),
+        request_id=request.request_id,
+        priority=request.priority,
+        timeout=_timeout(request, remaining),
+    )
+
+
+def chat_call(request: pb.ChatRequest, remaining: float | None) -> ChatCall:
+    """The same for a chat."""
+    _refuse_resume(request)
+    options: Any = {}
+    if request.chat_template_kwargs:
+        try:
+            options = json.loads(request.chat_template_kwargs)
+        except ValueError:
+            options = None
+        if not isinstance(options, dict):
+            raise invalid("chat_template_kwargs", repr(request.chat_template_kwargs[:80]), "a JSON object")
+    return ChatCall(
+        messages=tuple(ChatMessage(m.role, m.content) for m in request.messages),
+        sampling=_sampling(request.sampling),
+        enable_thinking=request.enable_thinking if request.HasField("enable_thinking") else None,
+        template_options=options,
+        request_id=request.request_id,
+        priority=request.priority,
+        timeout=_timeout(request, remaining),
+    )
+
+
+def generate_chunk(request_id: str, chunk: Chunk, tokenizer: Tokenizer) -> pb.GenerateChunk:
+    """A chunk of a completion."""
+    return pb.GenerateChunk(request_id=request_id, text=chunk.text, **_common(chunk, tokenizer))
+
+
+def chat_chunk(request_id: str, chunk: Chunk, tokenizer: Tokenizer) -> pb.ChatChunk:
+    """A chunk of a chat."""
+    return pb.ChatChunk(
+        request_id=request_id, content=chunk.text, reasoning=chunk.reasoning, **_common(chunk, tokenizer)
+    )
+
+
+def merge_choices(chunks: Iterable[Chunk], tokenizer: Tokenizer, chat: bool) -> list[Any]:
+    """All chunks of a request as whole choices."""
+    by_choice: dict[int, list[Chunk]] = {}
+    for chunk in chunks:
+        by_choice.setdefault(chunk.choice, []).append(chunk)
+    choices = []
+    for number, parts in sorted(by_choice.items()):
+        last = parts[-1]
+        values: dict[str, Any] = {
+            "choice": number,
+            "token_ids": [token for part in parts for token in part.token_ids],
+            "logprobs": [_logprob(entry, tokenizer) for part in parts for entry in part.logprobs],
+            "finish_reason": last.finish_reason or "",
+            **_last(last),
+        }
+        text = "".join(part.text for part in parts)
+        if chat:
+            reasoning = "".join(part.reasoning for part in parts)
+            choices.append(pb.ChatChoice(content=text, reasoning=reasoning, **values))
+        else:
+            choices.append(pb.Choice(text=text, **values))
+    return choices
+
+
+def model_info(info: ModelInfo) -> pb.ModelInfo:
+    """The model's description."""
+    return pb.ModelInfo(
+        name=info.name,
+        architecture=info.architecture,
+        max_model_len=info.max_model_len,
+        vocab_size=info.vocab_size,
+        dtype=info.dtype,
+        quantization=info.quantization,
+        layers=info.layers,
+        experts=info.experts,
+        top_k=info.top_k,
+    )
+
+
+def status_message(status: dict[str, Any]) -> pb.Status:
+    """`status --json`'s object as a message."""
+    plain = {k: v for k, v in status.items() if k not in ("workers", "requests", "balancedness")}
+    return pb.Status(
+        workers=[pb.Worker(**worker) for worker in status["workers"]],
+        requests=pb.RequestCounts(**status["requests"]),
+        balancedness=pb.Balancedness(**status["balancedness"]),
+        **plain,
+    )
+
+
+def _refuse_resume(request: pb.GenerateRequest | pb.ChatRequest) -> None:
+    if request.HasField("resume_from"):
+        raise invalid("resume_from", str(request.resume_from), "unset: resuming a stream is not available in this version")
+
+
+def _timeout(request: pb.GenerateRequest | pb.ChatRequest, remaining: float | None) -> float | None:
+    own = request.timeout if request.HasField("timeout") else None
+    if remaining is not None and (own is None or remaining < own) and remaining < 86400:
+        return max(remaining, 1e-3)
+    return own
+
+
+def _sampling(s: pb.Sampling) -> SamplingFields:
+    values: dict[str, Any] = {name: getattr(s, name) for name in _PLAIN_FIELDS if s.HasField(name)}
+    return SamplingFields(
+        stop=tuple(s.stop), stop_token_ids=tuple(s.stop_token_ids), ignore_eos=s.ignore_eos, **values
+    )
+
+
+def _common(chunk: Chunk, tokenizer: Tokenizer) -> dict[str, Any]:
+    values: dict[str, Any] = {"choice": chunk.choice, "index": chunk.index, "token_ids": chunk.token_ids}
+    if chunk.logprobs:
+        values["logprobs"] = [_logprob(entry, tokenizer) for entry in chunk.logprobs]
+    if chunk.finish_reason:
+        values["finish_reason"] = chunk.finish_reason
+        values |= _last(chunk)
+    return values
+
+
+def _last(chunk: Chunk) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if chunk.usage is not None:
+        u = chunk.usage
+        values["usage"] = pb.Usage(
+            prompt_tokens=u.prompt_tokens, completion_tokens=u.completion_tokens, cached_tokens=u.cached_tokens
+        )
+    if chunk.timings is not None:
+        t = chunk.timings
+        values["timings"] = pb.Timings(queued=t.queued, first_token=t.first_token, total=t.total)
+    return values
+
+
+def _logprob(entry: TokenLogprob, tokenizer: Tokenizer) -> pb.Logprob:
+    text, top = logprob_texts(tokenizer, entry)
+    alternatives = [
+        pb.Alternative(token_id=token, logprob=logprob, text=words)
+        for (token, logprob), (words, _) in zip(entry.top, top, strict=True)
+    ]
+    return pb.Logprob(token_id=entry.token_id, logprob=entry.logprob, top=alternatives, text=text)

@@ -1,0 +1,59 @@
+"""From errors of the service to gRPC codes, with retry hints; inner details never leave the process."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import wraps
+from typing import Any, NoReturn
+
+import grpc
+
+from router_svc.api.calls import ApiError
+from router_svc.request import Code
+
+log = logging.getLogger(__name__)
+_CODES = {code: getattr(grpc.StatusCode, code.value) for code in Code}
+
+
+async def abort(context: grpc.aio.ServicerContext, error: ApiError) -> NoReturn:
+    """End the call with the error's code. A retry hint travels as trailing metadata."""
+    if error.retry_after is not None:
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", str(int(error.retry_after * 1000))),))
+    await context.abort(_CODES[error.code], error.message)
+    raise AssertionError("abort raises")
+
+
+def guarded(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """A unary method whose ApiErrors become codes, and whose bugs become INTERNAL and a log line."""
+
+    @wraps(method)
+    async def call(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await method(self, request, context)
+        except ApiError as error:
+            await abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:  # told to the log, not to the client
+            log.exception("%s failed", method.__name__)
+            await abort(context, ApiError(Code.INTERNAL, "the server failed on this call; its log says why"))
+
+    return call
+
+
+def guarded_stream(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    """The same for a server stream."""
+
+    @wraps(method)
+    async def call(self: Any, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        try:
+            async for answer in method(self, request, context):
+                yield answer
+        except ApiError as error:
+            await abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:  # told to the log, not to the client
+            log.exception("%s failed", method.__name__)
+            await abort(context, ApiError(Code.INTERNAL, "the server failed on this call; its log says why"))
+
+    return call

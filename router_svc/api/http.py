@@ -1,0 +1,147 @@
+"""The HTTP face: an ASGI app with OpenAI's endpoints over a Service. The same app runs under uvicorn and Ray Serve."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from typing import Any
+
+from prometheus_client import generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from router_svc.api.admin import AdminBackend
+from router_svc.api.calls import ApiError, ChatCall
+from router_svc.api.http_generate import ChatAnswering, CompletionAnswering
+from router_svc.api.openai_answers import STATUS, api_error_object, error_object
+from router_svc.api.openai_bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse
+from router_svc.api.service import Service
+from router_svc.request import Code
+
+log = logging.getLogger(__name__)
+BODY_LIMIT = 16 << 20  # bytes
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class HttpFace:
+    """Handlers by route. reasoning_field: "reasoning" or "reasoning_content"."""
+
+    def __init__(self, service: Service, admin: AdminBackend, reasoning_field: str = "reasoning") -> None:
+        self._service = service
+        self._admin = admin
+        self._completions = CompletionAnswering(service)
+        self._chats = ChatAnswering(service, reasoning_field)
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        table: list[tuple[str, str, Handler]] = [
+            ("GET", "/health", self.health),
+            ("GET", "/version", self.version),
+            ("GET", "/metrics", self.metrics),
+            ("GET", "/v1/models", self.models),
+            ("GET", "/v1/models/{name:path}", self.model),
+            ("POST", "/v1/completions", self.completions),
+            ("POST", "/v1/chat/completions", self.chat),
+            ("POST", "/tokenize", self.tokenize),
+            ("POST", "/detokenize", self.detokenize),
+        ]
+        routes = [Route(path, handler, methods=[method]) for method, path, handler in table]
+        handlers: Any = {ApiError: _api_error, HTTPException: _http_error, Exception: _bug}
+        return Starlette(routes=routes, exception_handlers=handlers)
+
+    async def health(self, request: Request) -> Response:
+        state, reason = self._service.state()
+        if state == "ready":
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": state, "reason": reason}, 503, {"retry-after": "5"})
+
+    async def version(self, request: Request) -> Response:
+        return JSONResponse({"version": version("tokenyard")})
+
+    async def metrics(self, request: Request) -> Response:
+        own = generate_latest(self._service.metrics.registry).decode()
+        return PlainTextResponse(own + await self._admin.metrics(), media_type="text/plain; version=0.0.4")
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model_object()]})
+
+    async def model(self, request: Request) -> Response:
+        self._check_model(request.path_params["name"])
+        return JSONResponse(self._model_object())
+
+    async def completions(self, request: Request) -> Response:
+        body = parse(CompletionBody, await _body(request))
+        self._check_model(body.model)
+        return await self._completions.answer(request, body)
+
+    async def chat(self, request: Request) -> Response:
+        body = parse(ChatBody, await _body(request))
+        self._check_model(body.model)
+        return await self._chats.answer(request, body)
+
+    async def tokenize(self, request: Request) -> Response:
+        body = parse(TokenizeBody, await _body(request))
+        self._check_model(body.model)
+        special = True if body.add_special_tokens is None else body.add_special_tokens
+        if body.messages is not None:
+            chat = ChatBody(messages=body.messages)
+            text, special = self._service.render(ChatCall(messages=chat.turns())), False
+        elif body.prompt is not None:
+            text = body.prompt
+        else:
+            raise ApiError(Code.INVALID_ARGUMENT, "prompt: missing, expected prompt or messages", "prompt")
+        ids = self._service.tokenize(text, special)
+        return JSONResponse({"count": len(ids), "max_model_len": self._service.limits.max_model_len, "tokens": ids})
+
+    async def detokenize(self, request: Request) -> Response:
+        body = parse(DetokenizeBody, await _body(request))
+        self._check_model(body.model)
+        return JSONResponse({"prompt": self._service.detokenize(body.tokens)})
+
+    def _check_model(self, name: str | None) -> None:
+        served = self._service.info.name
+        if name is not None and name != served:
+            raise HTTPException(404, f"model: found {name!r}, expected {served!r}")
+
+    def _model_object(self) -> dict[str, Any]:
+        info = self._service.info
+        return {"id": info.name, "object": "model", "created": 0, "owned_by": "tokenyard", "max_model_len": info.max_model_len}
+
+
+def build_app(service: Service, admin: AdminBackend, reasoning_field: str = "reasoning") -> Starlette:
+    """The ASGI app over a service."""
+    return HttpFace(service, admin, reasoning_field).app()
+
+
+async def _body(request: Request) -> bytes:
+    parts, size = [], 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > BODY_LIMIT:
+                raise HTTPException(413, f"body: found more than {BODY_LIMIT} bytes, expected at most that")
+            parts.append(part)
+    except ClientDisconnect:
+        raise HTTPException(499, "the client went away") from None
+    return b"".join(parts)
+
+
+async def _api_error(request: Request, error: ApiError) -> Response:
+    headers = {"retry-after": str(max(1, round(error.retry_after)))} if error.retry_after is not None else None
+    return JSONResponse(api_error_object(error), STATUS[error.code], headers)
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    detail = error.detail
+    if error.status_code == 404 and detail == "Not Found":
+        detail = f"{request.url.path}: no such endpoint in this version"
+    if error.status_code == 405:
+        detail = f"{request.method} {request.url.path}: found {request.method}, expected another method"
+    return JSONResponse(error_object(detail, error.status_code), error.status_code, error.headers)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return JSONResponse(error_object("the server failed on this call; its log says why", 500), 500)

@@ -1,0 +1,202 @@
+"""Completions and chats over HTTP: one answer or a stream of server-sent events; a disconnect ends the work."""
+
+import asyncio
+import json
+import logging
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from router_svc.api.calls import ApiError, ChatCall, Chunk, GenerateCall, invalid
+from router_svc.api.openai_answers import Answer, api_error_object
+from router_svc.api.openai_bodies import ChatBody, CompletionBody, SamplingBody
+from router_svc.api.service import Service
+from router_svc.request import Code
+
+log = logging.getLogger(__name__)
+_MAX_PROMPTS = 64
+Parts = AsyncGenerator[tuple[int, Chunk], None]  # (prompt number, chunk with its choice's number in the answer)
+
+
+class CompletionAnswering:
+    """POST /v1/completions."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def answer(self, request: Request, body: CompletionBody) -> Response:
+        body.refuse_unbuilt()
+        prompts = body.prompts()
+        if len(prompts) > _MAX_PROMPTS:
+            raise invalid("prompt", f"{len(prompts)} prompts", f"at most {_MAX_PROMPTS}")
+        answer = _new_answer("text", self._service, body, body.logprobs is not None)
+        fields = body.sampling(body.max_tokens, body.logprobs)
+        choices = fields.n or 1
+        calls = [
+            GenerateCall(
+                prompt=prompt,
+                sampling=fields,
+                request_id=answer.request_id if len(prompts) == 1 else f"{answer.request_id}-{i}",
+                priority=body.priority or 0,
+                add_special_tokens=True if body.add_special_tokens is None else body.add_special_tokens,
+                prompt_logprobs=body.logprobs if body.echo and body.logprobs is not None else None,
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+        echoes = {}
+        if body.echo:
+            for i, prompt in enumerate(prompts):
+                text = prompt if isinstance(prompt, str) else self._service.detokenize(prompt)
+                echoes |= {i * choices + c: text for c in range(choices)}
+        parts = _several([self._service.generate(call) for call in calls], choices)
+        return await _respond(request, body, answer, parts, echoes)
+
+
+class ChatAnswering:
+    """POST /v1/chat/completions."""
+
+    def __init__(self, service: Service, reasoning_field: str) -> None:
+        self._service = service
+        self._reasoning_field = reasoning_field
+
+    async def answer(self, request: Request, body: ChatBody) -> Response:
+        body.refuse_unbuilt()
+        answer = _new_answer("chat", self._service, body, bool(body.logprobs))
+        answer.reasoning_field = self._reasoning_field
+        thinking, options = body.thinking()
+        limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        call = ChatCall(
+            messages=body.turns(),
+            sampling=body.sampling(limit, (body.top_logprobs or 0) if body.logprobs else None),
+            enable_thinking=thinking,
+            template_options=options,
+            request_id=answer.request_id,
+            priority=body.priority or 0,
+        )
+        return await _respond(request, body, answer, _several([self._service.chat(call)], 1), {})
+
+
+def _new_answer(kind: str, service: Service, body: SamplingBody, with_logprobs: bool) -> Answer:
+    prefix = "chatcmpl" if kind == "chat" else "cmpl"
+    return Answer(
+        kind=kind,
+        request_id=body.request_id or f"{prefix}-{secrets.token_hex(12)}",
+        model=service.info.name,
+        tokenizer=service.text.tokenizer,
+        with_ids=bool(body.return_token_ids),
+        with_logprobs=with_logprobs,
+    )
+
+
+async def _several(streams: list[AsyncGenerator[Chunk, None]], choices: int) -> Parts:
+    """Chunks of one or several requests as they come, choices numbered through. Closing it closes them all."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for chunk in only:
+                yield 0, chunk
+        return
+    queue: asyncio.Queue[tuple[int, Chunk | ApiError | None]] = asyncio.Queue(maxsize=64)
+
+    async def pump(number: int, stream: AsyncGenerator[Chunk, None]) -> None:
+        end: ApiError | None = None
+        try:
+            async with aclosing(stream) as chunks:
+                async for chunk in chunks:
+                    await queue.put((number, replace(chunk, choice=number * choices + chunk.choice)))
+        except ApiError as error:
+            end = error
+        await queue.put((number, end))
+
+    tasks = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
+    try:
+        left = len(tasks)
+        while left:
+            number, item = await queue.get()
+            if isinstance(item, ApiError):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield number, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _respond(
+    request: Request, body: SamplingBody, answer: Answer, parts: Parts, echoes: dict[int, str]
+) -> Response:
+    if request.headers.get("last-event-id"):
+        raise ApiError(Code.INVALID_ARGUMENT, "Last-Event-ID: found one, expected none: resuming is not available in this version")
+    headers = _note_ignored(body)
+    if body.stream:
+        first = await anext(parts)  # a refusal must still get its own status
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        events = _events(first, parts, answer, echoes, usage)
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers | {"cache-control": "no-store"})
+    collected = await _until_disconnect(request, parts)
+    return JSONResponse(answer.whole(collected, echoes), headers=headers)
+
+
+async def _events(
+    first: tuple[int, Chunk], parts: Parts, answer: Answer, echoes: dict[int, str], usage: bool
+) -> AsyncIterator[bytes]:
+    async with aclosing(parts):
+        try:
+            yield _event(first, answer, echoes)
+            async for part in parts:
+                yield _event(part, answer, echoes)
+        except ApiError as error:
+            yield _sse(api_error_object(error))
+            return
+        if usage:
+            yield _sse(answer.usage_event())
+        yield b"data: [DONE]\n\n"
+
+
+def _event(part: tuple[int, Chunk], answer: Answer, echoes: dict[int, str]) -> bytes:
+    prompt, chunk = part
+    return b"id: %d\n" % chunk.index + _sse(answer.event(chunk, prompt, echoes.pop(chunk.choice, "")))
+
+
+def _sse(value: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def _until_disconnect(request: Request, parts: Parts) -> list[tuple[int, Chunk]]:
+    """All chunks; if the client goes away first, the work is ended."""
+
+    async def collect() -> list[tuple[int, Chunk]]:
+        async with aclosing(parts):
+            return [part async for part in parts]
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            continue
+
+    work, leave = asyncio.create_task(collect()), asyncio.create_task(gone())
+    try:
+        await asyncio.wait([work, leave], return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ApiError(Code.CANCELLED, "the client went away")
+        return work.result()
+    finally:
+        for task in (work, leave):
+            task.cancel()
+        await asyncio.gather(work, leave, return_exceptions=True)
+
+
+def _note_ignored(body: SamplingBody) -> dict[str, str]:
+    """Name unknown fields in one warning, in the log and to the client."""
+    ignored = body.ignored()
+    if not ignored:
+        return {}
+    names = ", ".join(ignored)
+    log.warning("ignored unknown fields: %s", names)
+    return {"warning": f'299 tokenyard "ignored unknown fields: {names.encode("ascii", "replace").decode()}"'}

@@ -1,0 +1,167 @@
+"""Chunks of the service as OpenAI's JSON: whole answers and stream events. Plain dicts, built by hand for speed."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from router_svc.api.calls import ApiError, Chunk
+from router_svc.api.choice import logprob_texts
+from router_svc.request import Code, TokenLogprob
+from router_svc.text.tokenizer import Tokenizer
+
+STATUS = {
+    Code.INVALID_ARGUMENT: 400,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.DEADLINE_EXCEEDED: 504,
+    Code.CANCELLED: 499,
+    Code.UNAVAILABLE: 503,
+    Code.ABORTED: 409,
+    Code.INTERNAL: 500,
+}
+_KINDS = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error", 503: "service_unavailable_error"}
+
+
+def error_object(message: str, status: int, param: str | None = None) -> dict[str, Any]:
+    """OpenAI's error object."""
+    return {"error": {"message": message, "type": _KINDS.get(status, "api_error"), "param": param, "code": status}}
+
+
+def api_error_object(error: ApiError) -> dict[str, Any]:
+    """The same for a service's error."""
+    return error_object(error.message, STATUS[error.code], error.param)
+
+
+@dataclass(slots=True)
+class Answer:
+    """One HTTP answer in the making. reasoning_field: the name that reasoning text travels under."""
+
+    kind: str  # "chat" or "text"
+    request_id: str
+    model: str
+    tokenizer: Tokenizer
+    with_ids: bool
+    with_logprobs: bool
+    reasoning_field: str = "reasoning"
+    created: int = field(default_factory=lambda: int(time.time()))
+    started: set[int] = field(default_factory=set)
+    prompt_tokens: dict[int, int] = field(default_factory=dict)
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    offsets: dict[int, int] = field(default_factory=dict)  # characters so far, for text_offset
+
+    def event(self, chunk: Chunk, prompt: int = 0, echo: str = "") -> dict[str, Any]:
+        """A stream event for a chunk. prompt: number of the prompt it belongs to; echo: text to put in front."""
+        self._account(chunk, prompt)
+        choice: dict[str, Any] = {"index": chunk.choice}
+        if self.kind == "chat":
+            delta: dict[str, Any] = {}
+            if chunk.choice not in self.started:
+                delta["role"] = "assistant"
+                delta["content"] = ""
+            if chunk.reasoning:
+                delta[self.reasoning_field] = chunk.reasoning
+            if chunk.text:
+                delta["content"] = chunk.text
+            choice["delta"] = delta
+        else:
+            choice["text"] = echo + chunk.text
+        if self.with_logprobs:
+            choice["logprobs"] = self._logprobs([chunk])
+        choice["finish_reason"] = chunk.finish_reason
+        if chunk.finish_reason:
+            choice["stop_reason"] = chunk.stop_reason if isinstance(chunk.stop_reason, str) else None
+        if self.with_ids:
+            choice["token_ids"] = list(chunk.token_ids)
+            if chunk.prompt_token_ids:
+                choice["prompt_token_ids"] = list(chunk.prompt_token_ids)
+        self.started.add(chunk.choice)
+        return self._frame([choice], stream=True)
+
+    def usage_event(self) -> dict[str, Any]:
+        """The event that ends a stream with include_usage."""
+        return self._frame([], stream=True) | {"usage": self._usage()}
+
+    def whole(self, parts: list[tuple[int, Chunk]], echoes: dict[int, str]) -> dict[str, Any]:
+        """The answer of a call that does not stream. parts: (prompt number, chunk); echoes: by choice."""
+        by_choice: dict[int, list[Chunk]] = {}
+        for prompt, chunk in parts:
+            self._account(chunk, prompt)
+            by_choice.setdefault(chunk.choice, []).append(chunk)
+        choices = [self._whole_choice(n, chunks, echoes.get(n, "")) for n, chunks in sorted(by_choice.items())]
+        return self._frame(choices, stream=False) | {"usage": self._usage()}
+
+    def _whole_choice(self, number: int, chunks: list[Chunk], echo: str) -> dict[str, Any]:
+        last = chunks[-1]
+        text = "".join(chunk.text for chunk in chunks)
+        choice: dict[str, Any] = {"index": number}
+        if self.kind == "chat":
+            reasoning = "".join(chunk.reasoning for chunk in chunks)
+            choice["message"] = {"role": "assistant", "content": text, self.reasoning_field: reasoning or None}
+        else:
+            choice["text"] = echo + text
+        choice["logprobs"] = self._logprobs(chunks) if self.with_logprobs else None
+        choice["finish_reason"] = last.finish_reason
+        choice["stop_reason"] = last.stop_reason if isinstance(last.stop_reason, str) else None
+        if self.with_ids:
+            choice["token_ids"] = [token for chunk in chunks for token in chunk.token_ids]
+            choice["prompt_token_ids"] = list(chunks[0].prompt_token_ids)
+        return choice
+
+    def _account(self, chunk: Chunk, prompt: int) -> None:
+        self.completion_tokens += len(chunk.token_ids)
+        if chunk.usage is not None:
+            self.prompt_tokens[prompt] = chunk.usage.prompt_tokens
+            self.cached_tokens = max(self.cached_tokens, chunk.usage.cached_tokens)
+
+    def _usage(self) -> dict[str, Any]:
+        prompt = sum(self.prompt_tokens.values())
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": prompt + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+    def _frame(self, choices: list[dict[str, Any]], stream: bool) -> dict[str, Any]:
+        if self.kind == "chat":
+            name = "chat.completion.chunk" if stream else "chat.completion"
+        else:
+            name = "text_completion"
+        return {"id": self.request_id, "object": name, "created": self.created, "model": self.model, "choices": choices}
+
+    def _logprobs(self, chunks: list[Chunk]) -> dict[str, Any]:
+        entries: list[TokenLogprob | None] = []
+        ids: list[int] = []
+        for chunk in chunks:
+            if chunk.prompt_logprobs:
+                entries += chunk.prompt_logprobs
+                ids += chunk.prompt_token_ids
+            entries += chunk.logprobs
+            ids += [entry.token_id for entry in chunk.logprobs]
+        return self._chat_logprobs(entries) if self.kind == "chat" else self._text_logprobs(chunks[0].choice, entries, ids)
+
+    def _chat_logprobs(self, entries: list[TokenLogprob | None]) -> dict[str, Any]:
+        content = []
+        for entry in entries:
+            if entry is None:
+                continue
+            text, top = logprob_texts(self.tokenizer, entry)
+            content.append(_entry(text, entry.logprob) | {"top_logprobs": [_entry(words, p) for words, p in top]})
+        return {"content": content}
+
+    def _text_logprobs(self, choice: int, entries: list[TokenLogprob | None], ids: list[int]) -> dict[str, Any]:
+        tokens, values, tops, offsets = [], [], [], []
+        at = self.offsets.get(choice, 0)
+        for entry, token in zip(entries, ids, strict=True):
+            text = self.tokenizer.token_text(token)
+            tokens.append(text)
+            values.append(None if entry is None else entry.logprob)
+            tops.append(None if entry is None else dict(logprob_texts(self.tokenizer, entry)[1]))
+            offsets.append(at)
+            at += len(text)
+        self.offsets[choice] = at
+        return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+
+
+def _entry(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}

@@ -1,0 +1,183 @@
+"""The Service behind both faces: tokenise, template, check, admit, send to a rank, turn events into chunks."""
+
+import secrets
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from router_svc.api.calls import ApiError, ChatCall, Chunk, GenerateCall, ModelInfo, invalid
+from router_svc.api.choice import ChoiceOutput
+from router_svc.api.engines import EngineClient, EventStream, StreamFailed
+from router_svc.api.limits import ServiceLimits, check_call, check_prompt, not_ready, resolve_sampling
+from router_svc.api.metrics import IngressMetrics
+from router_svc.models.generation import GenerationDefaults, load_generation_defaults
+from router_svc.models.spec import ModelSpec
+from router_svc.request import Code, EngineRequest
+from router_svc.text.chat import ChatTemplate, load_chat_template
+from router_svc.text.reasoning import make_parser, parser_name
+from router_svc.text.tokenizer import Tokenizer, load_tokenizer
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class TextStack:
+    """All that turns text into ids and back for one checkpoint. reasoning: a resolved parser's name."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    reasoning: str
+    defaults: GenerationDefaults
+
+    @classmethod
+    def load(cls, folder: Path, spec: ModelSpec, reasoning: str = "auto") -> "TextStack":
+        """Read tokenizer, template and generation defaults. Raises UserError."""
+        template = load_chat_template(folder)
+        name = parser_name(reasoning, spec.architecture, template.source if template else None)
+        return cls(load_tokenizer(folder), template, name, load_generation_defaults(folder, spec))
+
+
+class Service:
+    """Serves one model. Lives in an event loop; every call is an async generator whose closing cancels the work."""
+
+    def __init__(
+        self, text: TextStack, engines: EngineClient, limits: ServiceLimits, info: ModelInfo, metrics: IngressMetrics
+    ) -> None:
+        self.text = text
+        self.engines = engines
+        self.limits = limits
+        self.info = info
+        self.metrics = metrics
+
+    def state(self) -> tuple[str, str]:
+        """("ready" or another state, why)."""
+        return self.engines.state()
+
+    def generate(self, call: GenerateCall) -> AsyncGenerator[Chunk, None]:
+        """Complete a prompt. Raises ApiError at the first step when the call is refused."""
+        return self._run(call, None)
+
+    def chat(self, call: ChatCall) -> AsyncGenerator[Chunk, None]:
+        """Answer messages through the chat template. Raises ApiError at the first step when the call is refused."""
+        return self._run(self._as_generate(call), call)
+
+    def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a text."""
+        return self.text.tokenizer.encode(text, add_special_tokens)
+
+    def detokenize(self, ids: list[int] | tuple[int, ...], skip_special: bool = False) -> str:
+        """Text of ids. Raises ApiError for ids outside the vocabulary."""
+        for token in ids:
+            if not 0 <= token < self.limits.vocab_size:
+                raise invalid("token_ids", f"token id {token}", f"ids from 0 to {self.limits.vocab_size - 1}")
+        return self.text.tokenizer.decode(list(ids), skip_special)
+
+    def render(self, call: ChatCall) -> str:
+        """The prompt of a chat. Raises ApiError when the template refuses the messages."""
+        if self.text.template is None:
+            raise ApiError(Code.INVALID_ARGUMENT, "messages: found a chat, expected a plain prompt (the model has no chat template)", "messages")
+        if not call.messages:
+            raise invalid("messages", "no message", "at least one")
+        messages = []
+        for i, message in enumerate(call.messages):
+            if message.role not in ROLES:
+                raise invalid(f"messages[{i}].role", repr(message.role), " or ".join(ROLES))
+            role = "system" if message.role == "developer" else message.role
+            messages.append({"role": role, "content": message.content})
+        options = dict(call.template_options)
+        if call.enable_thinking is not None:
+            options["enable_thinking"] = call.enable_thinking
+        try:
+            return self.text.template.render(messages, options)
+        except ValueError as error:
+            raise ApiError(Code.INVALID_ARGUMENT, f"messages: {error}", "messages") from None
+
+    def _as_generate(self, call: ChatCall) -> GenerateCall:
+        check_call(call.request_id, call.priority, call.timeout, self.limits)
+        return GenerateCall(
+            prompt=self.render(call),
+            sampling=call.sampling,
+            request_id=call.request_id,
+            priority=call.priority,
+            timeout=call.timeout,
+            add_special_tokens=False,
+            api_key=call.api_key,
+        )
+
+    async def _run(self, call: GenerateCall, chat: ChatCall | None) -> AsyncGenerator[Chunk, None]:
+        request = self._admit(call, "messages" if chat else "prompt")
+        parser = None
+        if chat is not None:
+            assert isinstance(call.prompt, str), "a template renders text"
+            parser = call.prompt
+        silent = frozenset((*request.sampling.eos_token_ids, *request.sampling.stop_token_ids))
+        outputs = [
+            ChoiceOutput(
+                self.text.tokenizer,
+                call.sampling.stop,
+                make_parser(self.text.reasoning, parser) if parser is not None else None,
+                silent,
+            )
+            for _ in range(request.n)
+        ]
+        watch = self.metrics.request(len(request.prompt_ids))
+        stream = self.engines.submit(request)
+        try:
+            async for chunk in _chunks(stream, outputs, request):
+                watch.chunk(chunk)
+                yield chunk
+        finally:
+            stream.cancel()
+            watch.end()
+
+    def _admit(self, call: GenerateCall, param: str) -> EngineRequest:
+        """Check everything and give ids and resolved sampling."""
+        check_call(call.request_id, call.priority, call.timeout, self.limits)
+        ids = tuple(self.tokenize(call.prompt, call.add_special_tokens)) if isinstance(call.prompt, str) else call.prompt
+        check_prompt(ids, self.limits, param)
+        request_id = call.request_id or f"req-{secrets.token_hex(12)}"
+        sampling = resolve_sampling(
+            call.sampling,
+            self.text.defaults,
+            self.limits,
+            len(ids),
+            f"{call.api_key}\n{request_id}",
+            call.prompt_logprobs,
+        )
+        state, reason = self.state()
+        if state != "ready":
+            raise not_ready(state, reason)
+        return EngineRequest(
+            request_id=request_id,
+            prompt_ids=ids,
+            sampling=sampling,
+            n=call.sampling.n or 1,
+            priority=call.priority,
+            deadline=call.timeout,
+        )
+
+
+async def _chunks(
+    stream: EventStream, outputs: list[ChoiceOutput], request: EngineRequest
+) -> AsyncGenerator[Chunk, None]:
+    first = [True] * request.n
+    while True:
+        try:
+            events = await stream.next()
+        except StreamFailed as failed:
+            event = failed.event
+            raise ApiError(event.code, event.message, retry_after=event.retry_after) from None
+        if events is None:
+            return
+        for event in events:
+            output = outputs[event.choice]
+            if output.ended:
+                continue
+            chunk = output.take(event, len(request.prompt_ids))
+            if first[event.choice]:
+                first[event.choice] = False
+                chunk = replace(chunk, prompt_token_ids=request.prompt_ids)
+            if output.ended and event.finish_reason is None:
+                stream.cancel(event.choice)
+            yield chunk
+

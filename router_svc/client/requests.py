@@ -1,0 +1,83 @@
+"""From Python arguments to protobuf requests, and when a call may be tried again."""
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from router_svc.proto import tokenyard_pb2 as pb
+
+_SAMPLING = {f.name for f in pb.Sampling.DESCRIPTOR.fields}
+_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """Safe retries: of unary calls, and of streams before their first chunk. Seconds."""
+
+    attempts: int = 4
+    first_wait: float = 0.1
+    longest_wait: float = 2.0
+
+    def wait(self, error: grpc.RpcError, attempt: int) -> float | None:
+        """How long to wait before attempt number `attempt + 1` (from 1), None = give up."""
+        if attempt >= self.attempts or error.code() not in _AGAIN:
+            return None
+        hints = [v for k, v in (error.trailing_metadata() or ()) if k == "grpc-retry-pushback-ms"]
+        hinted = float(hints[0]) / 1000 if hints else 0.0
+        return min(max(self.first_wait * 2 ** (attempt - 1), hinted), self.longest_wait)
+
+
+def generate_request(
+    prompt: str | Sequence[int], request_id: str | None, priority: int, timeout: float | None, sampling: dict[str, Any]
+) -> pb.GenerateRequest:
+    """A completion of text or token ids."""
+    request = pb.GenerateRequest(
+        request_id=request_id or f"req-{secrets.token_hex(12)}", sampling=_sampling(sampling), priority=priority
+    )
+    if isinstance(prompt, str):
+        request.text = prompt
+    else:
+        request.token_ids.ids.extend(prompt)
+    if timeout is not None:
+        request.timeout = timeout
+    return request
+
+
+def chat_request(
+    messages: str | Sequence[Mapping[str, str]],
+    enable_thinking: bool | None,
+    template: Mapping[str, Any] | None,
+    request_id: str | None,
+    priority: int,
+    timeout: float | None,
+    sampling: dict[str, Any],
+) -> pb.ChatRequest:
+    """A chat; a plain string is one user message."""
+    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+    request = pb.ChatRequest(
+        request_id=request_id or f"req-{secrets.token_hex(12)}",
+        messages=[pb.ChatMessage(role=turn["role"], content=turn["content"]) for turn in turns],
+        sampling=_sampling(sampling),
+        priority=priority,
+        chat_template_kwargs=json.dumps(dict(template)) if template else "",
+    )
+    if enable_thinking is not None:
+        request.enable_thinking = enable_thinking
+    if timeout is not None:
+        request.timeout = timeout
+    return request
+
+
+def _sampling(values: dict[str, Any]) -> pb.Sampling:
+    unknown = sorted(set(values) - _SAMPLING)
+    if unknown:
+        raise TypeError(f"unknown sampling field {unknown[0]!r}, expected one of {', '.join(sorted(_SAMPLING))}")
+    given = {k: v for k, v in values.items() if v is not None}
+    if isinstance(given.get("stop"), str):
+        given["stop"] = [given["stop"]]
+    return pb.Sampling(**given)
