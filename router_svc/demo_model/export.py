@@ -88,6 +88,7 @@ def write_weights(network: Network, folder: Path) -> None:
     part = folder / "model.safetensors.part"
     tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in named_tensors(network).items()}
     save_file(tensors, part, metadata={"format": "pt"})
+    part.chmod(0o644)
     os.replace(part, folder / "model.safetensors")
 
 

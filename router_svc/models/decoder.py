@@ -4,6 +4,7 @@ Shape letters: T tokens of the step, H hidden, A heads, KH kv heads, D head_dim,
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -21,6 +22,16 @@ from router_svc.models.weights import LayerWeights, ModelWeights, Progress, Weig
 ExpertsCall = Callable[[int, torch.Tensor, Route], torch.Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What all layers of one forward share. angles: cos and sin; plans: per sliding window."""
+
+    batch: ForwardBatch
+    cache: KVCache
+    angles: tuple[torch.Tensor, torch.Tensor]
+    plans: dict[int | None, AttentionPlan]
+
+
 class CausalModel:
     """The attention side of a model. Thread-compatible: its weights are only read."""
 
@@ -35,49 +46,38 @@ class CausalModel:
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, cache: KVCache, experts: ExpertsCall) -> torch.Tensor:
-        """[n, V] float32 logits of batch.logit_rows. Writes the batch's keys and values into the cache; T >= 1."""
+        """[n, V] float32 logits of batch.logit_rows. Writes the batch's keys and values into the cache; T >= 1.
+
+        experts is called once for every MoE layer, in order.
+        """
         weights = self._weights
-        x = weights.embed[batch.ids]
-        angles = self._rope.angles(batch.positions, self.dtype)
+        x = weights.embed.index_select(0, batch.ids)
         plans = {
             window: plan_attention(batch, cache.block_size, window, self.dtype) for window in set(self.spec.windows)
         }
+        step = Step(batch, cache, self._rope.angles(batch.positions, self.dtype), plans)
         for index, layer in enumerate(weights.layers):
-            plan = plans[self.spec.windows[index]]
-            x = x + self._attend(index, layer, x, angles, batch, cache, plan)
-            x = x + self._mlp(index, layer, x, experts)
-        x = rms_norm(x[batch.logit_rows], weights.norm, self.spec.norm_eps)
+            x = x.add_(self._attend(index, layer, x, step))
+            x = x.add_(self._mlp(index, layer, x, experts))
+        x = rms_norm(x.index_select(0, batch.logit_rows), weights.norm, self.spec.norm_eps)
         return weights.head(x).float()
 
-    def _attend(
-        self,
-        index: int,
-        layer: LayerWeights,
-        x: torch.Tensor,
-        angles: tuple[torch.Tensor, torch.Tensor],
-        batch: ForwardBatch,
-        cache: KVCache,
-        plan: AttentionPlan,
-    ) -> torch.Tensor:
+    def _attend(self, index: int, layer: LayerWeights, x: torch.Tensor, step: Step) -> torch.Tensor:
         spec = self.spec
         x = rms_norm(x, layer.input_norm, spec.norm_eps)
-        heads = layer.qkv(x).view(x.shape[0], spec.heads + 2 * spec.kv_heads, spec.head_dim)
-        q, k, v = heads.split([spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
+        heads = layer.qkv(x).view(x.shape[0], -1, spec.head_dim)
+        qk, v = heads.split([spec.heads + spec.kv_heads, spec.kv_heads], dim=1)
         if spec.qk_norm == "before_rope":
-            q, k = self._normed(layer, q, k)
-        q, k = rotate(q, *angles), rotate(k, *angles)
+            qk = rms_norm(qk, layer.qk_norm, spec.norm_eps)
+        qk = rotate(qk, *step.angles)
         if spec.qk_norm == "after_rope":
-            q, k = self._normed(layer, q, k)
-        keys, values = cache.keys[index], cache.values[index]
-        keys.index_copy_(0, batch.kv_slots, k)
-        values.index_copy_(0, batch.kv_slots, v)
-        mixed = paged_attention(q, keys, values, plan, self._scale)
-        return layer.output(mixed.reshape(x.shape[0], -1))
-
-    def _normed(self, layer: LayerWeights, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        assert layer.q_norm is not None, "a spec with qk_norm names its norms"
-        assert layer.k_norm is not None, "a spec with qk_norm names its norms"
-        return rms_norm(q, layer.q_norm, self.spec.norm_eps), rms_norm(k, layer.k_norm, self.spec.norm_eps)
+            qk = rms_norm(qk, layer.qk_norm, spec.norm_eps)
+        q, k = qk.split([spec.heads, spec.kv_heads], dim=1)
+        cache = step.cache.keys[index], step.cache.values[index]
+        cache[0].index_copy_(0, step.batch.kv_slots, k)
+        cache[1].index_copy_(0, step.batch.kv_slots, v)
+        mixed = paged_attention(q, k, v, cache, step.plans[spec.windows[index]], self._scale)
+        return layer.output(mixed.flatten(1))
 
     def _mlp(self, index: int, layer: LayerWeights, x: torch.Tensor, experts: ExpertsCall) -> torch.Tensor:
         x = rms_norm(x, layer.post_norm, self.spec.norm_eps)
@@ -92,5 +92,8 @@ class CausalModel:
 def build_model(
     spec: ModelSpec, reader: CheckpointReader, dtype: torch.dtype, device: str, progress: Progress | None = None
 ) -> CausalModel:
-    """Load the attention side of a checkpoint: everything but the routed experts."""
+    """Load the attention side of a checkpoint: everything but the routed experts.
+
+    Raises UserError for a tensor that is missing or has another shape than config.json says, named.
+    """
     return CausalModel(spec, WeightLoader(spec, reader, dtype, device).load(progress), dtype, device)

@@ -43,7 +43,7 @@ def read(config: Config) -> ModelSpec:
         qkv_bias=bias,
         output_bias=bias,
         qk_norm="after_rope" if norm else "none",
-        qk_norm_names=(f"{attention}.query_layernorm.weight", f"{attention}.key_layernorm.weight") if norm else None,
+        qk_norm_names=(f"{attention}.query_layernorm.weight", f"{attention}.key_layernorm.weight") if norm else (),
         windows=(None,) * base.layers,
         gate=GateSpec("model.layers.{layer}.mlp.gate.wg.weight", float32=True, renormalise=True),
         experts=experts_spec(

@@ -25,7 +25,7 @@ def read(config: Config) -> ModelSpec:
         qkv_bias=False,
         output_bias=False,
         qk_norm="none",
-        qk_norm_names=None,
+        qk_norm_names=(),
         windows=(window,) * base.layers,
         gate=GateSpec("model.layers.{layer}.block_sparse_moe.gate.weight", float32=False, renormalise=True),
         experts=experts_spec(

@@ -26,7 +26,7 @@ def read(config: Config) -> ModelSpec:
         qkv_bias=config.flag("qkv_bias", True),
         output_bias=False,
         qk_norm="none",
-        qk_norm_names=None,
+        qk_norm_names=(),
         windows=(None,) * base.layers,
         gate=GateSpec(f"{block}.gate.weight", float32=False, renormalise=config.flag("norm_topk_prob", False)),
         experts=experts_spec(

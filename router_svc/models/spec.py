@@ -72,7 +72,7 @@ class ModelSpec:
     qkv_bias: bool
     output_bias: bool
     qk_norm: QkNorm
-    qk_norm_names: tuple[str, str] | None  # with {layer}
+    qk_norm_names: tuple[str, ...]  # of q and of k, with {layer}; empty without qk_norm
     windows: tuple[int | None, ...]  # per layer: sliding window in tokens, None = full attention
     gate: GateSpec
     experts: ExpertsSpec

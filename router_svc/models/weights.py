@@ -9,23 +9,26 @@ import torch
 from experts.checkpoint.reader import CheckpointReader, Job
 from router_svc.models.parts.linear import Linear
 from router_svc.models.parts.mlp import SwiGLU
-from router_svc.models.spec import ModelSpec
+from router_svc.models.spec import ModelSpec, attention_bytes
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One decoder layer. qkv rows: A*D of q, then KH*D of k, then of v; gate: [E, H] or None in a dense layer."""
+    """One decoder layer. qkv rows: A*D of q, then KH*D of k, then of v.
+
+    qk_norm: [A + KH, D], the norm's weight of each q and k head, of no rows where there is none;
+    gate: [E, H], None in a dense layer; mlp: the shared expert of an MoE layer, or the whole MLP of a dense one.
+    """
 
     input_norm: torch.Tensor
     post_norm: torch.Tensor
     qkv: Linear
     output: Linear
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
+    qk_norm: torch.Tensor
     gate: torch.Tensor | None
-    mlp: SwiGLU | None  # the shared expert of an MoE layer, or the whole MLP of a dense one
+    mlp: SwiGLU | None
 
 
 @dataclass(slots=True)
@@ -39,23 +42,28 @@ class ModelWeights:
 
 
 class WeightLoader:
-    """Collects reads as it hands out empty tensors, so that they run several at once. One use."""
+    """Hands out empty tensors and fills them several at once, a layer at a time. One use."""
 
     def __init__(self, spec: ModelSpec, reader: CheckpointReader, dtype: torch.dtype, device: str) -> None:
         self._spec, self._reader, self._dtype, self._device = spec, reader, dtype, device
         self._jobs: list[Job] = []
+        self._done, self._lock = 0, threading.Lock()
 
     def load(self, progress: Progress | None) -> ModelWeights:
-        """All weights of the attention side. Raises UserError for a missing tensor or a wrong shape, named."""
+        """All weights of the attention side. progress is called from several threads, one at a time.
+
+        Raises UserError for a missing tensor or a wrong shape, named.
+        """
         spec = self._spec
         embed = self._take("model.embed_tokens.weight", spec.vocab_size, spec.hidden)
         head = embed if spec.tied else self._take("lm_head.weight", spec.vocab_size, spec.hidden)
         norm = self._take("model.norm.weight", spec.hidden)
-        layers = tuple(self._layer(index) for index in range(spec.layers))
-        self._read(progress)
-        return ModelWeights(embed, Linear(head), norm, layers)
+        self._fill(progress)
+        projection = Linear(head, keep=spec.tied)
+        del head  # packed or kept as the embedding
+        return ModelWeights(embed, projection, norm, tuple(self._layer(i, progress) for i in range(spec.layers)))
 
-    def _layer(self, index: int) -> LayerWeights:
+    def _layer(self, index: int, progress: Progress | None) -> LayerWeights:
         spec = self._spec
         block = f"model.layers.{index}"
         rows = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.kv_heads * spec.head_dim)
@@ -64,37 +72,47 @@ class WeightLoader:
         bias = self._stack([f"{name}.bias" for name in names], rows) if spec.qkv_bias else None
         output = self._take(f"{block}.self_attn.o_proj.weight", spec.hidden, rows[0])
         output_bias = self._take(f"{block}.self_attn.o_proj.bias", spec.hidden) if spec.output_bias else None
-        q_norm = k_norm = None
-        if spec.qk_norm_names is not None:
-            q_norm, k_norm = (self._take(name.format(layer=index), spec.head_dim) for name in spec.qk_norm_names)
+        norms = [self._take(name.format(layer=index), spec.head_dim) for name in spec.qk_norm_names]
+        input_norm = self._take(f"{block}.input_layernorm.weight", spec.hidden)
+        post_norm = self._take(f"{block}.post_attention_layernorm.weight", spec.hidden)
         moe = index in spec.experts.layers
+        gate = self._gate(index) if moe else None
+        mlp = self._mlp(index, moe)
+        self._fill(progress)
         return LayerWeights(
-            input_norm=self._take(f"{block}.input_layernorm.weight", spec.hidden),
-            post_norm=self._take(f"{block}.post_attention_layernorm.weight", spec.hidden),
+            input_norm=input_norm,
+            post_norm=post_norm,
             qkv=Linear(qkv, bias),
             output=Linear(output, output_bias),
-            q_norm=q_norm,
-            k_norm=k_norm,
-            gate=self._gate(index) if moe else None,
-            mlp=self._shared(index) if moe else self._swiglu(f"{block}.mlp", spec.dense_width, None),
+            qk_norm=self._per_head(norms),
+            gate=gate,
+            mlp=SwiGLU(*mlp) if mlp is not None else None,
         )
+
+    def _per_head(self, norms: list[torch.Tensor]) -> torch.Tensor:
+        if not norms:
+            return torch.empty((0, self._spec.head_dim), dtype=self._dtype, device=self._device)
+        counts = torch.tensor([self._spec.heads, self._spec.kv_heads], device=self._device)
+        return torch.stack(norms).repeat_interleave(counts, dim=0)
 
     def _gate(self, index: int) -> torch.Tensor:
         gate = self._spec.gate
         dtype = torch.float32 if gate.float32 else self._dtype
         return self._take(gate.name.format(layer=index), self._spec.experts.experts, self._spec.hidden, dtype=dtype)
 
-    def _shared(self, index: int) -> SwiGLU | None:
-        shared = self._spec.shared
-        if shared is None:
-            return None
-        gate = self._take(shared.gate.format(layer=index), 1, self._spec.hidden) if shared.gate else None
-        return self._swiglu(shared.prefix.format(layer=index), shared.width, gate)
-
-    def _swiglu(self, prefix: str, width: int, gate: torch.Tensor | None) -> SwiGLU:
-        hidden = self._spec.hidden
-        both = self._stack([f"{prefix}.gate_proj.weight", f"{prefix}.up_proj.weight"], (width, width), hidden)
-        return SwiGLU(both, self._take(f"{prefix}.down_proj.weight", hidden, width), gate)
+    def _mlp(self, index: int, moe: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None:
+        """What SwiGLU takes: the shared expert's in an MoE layer (None without one), else the dense MLP's."""
+        spec, gate = self._spec, None
+        prefix, width = f"model.layers.{index}.mlp", spec.dense_width
+        if moe:
+            if spec.shared is None:
+                return None
+            prefix, width = spec.shared.prefix.format(layer=index), spec.shared.width
+            if spec.shared.gate:
+                gate = self._take(spec.shared.gate.format(layer=index), 1, spec.hidden)
+        names = [f"{prefix}.gate_proj.weight", f"{prefix}.up_proj.weight"]
+        both = self._stack(names, (width, width), spec.hidden)
+        return both, self._take(f"{prefix}.down_proj.weight", spec.hidden, width), gate
 
     def _take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         dest = torch.empty(shape, dtype=dtype or self._dtype, device=self._device)
@@ -106,15 +124,14 @@ class WeightLoader:
         self._jobs.extend((name, part, None) for name, part in zip(names, dest.split(list(rows)), strict=True))
         return dest
 
-    def _read(self, progress: Progress | None) -> None:
-        total = sum(dest.nbytes for _, dest, _ in self._jobs)
-        done, lock = 0, threading.Lock()
+    def _fill(self, progress: Progress | None) -> None:
+        total = attention_bytes(self._spec, self._dtype)
 
         def add(nbytes: int) -> None:
-            nonlocal done
-            with lock:
-                done += nbytes
+            with self._lock:
+                self._done += nbytes
                 if progress is not None:
-                    progress(done, total)
+                    progress(self._done, total)
 
-        self._reader.read_many(self._jobs, add)
+        jobs, self._jobs = self._jobs, []
+        self._reader.read_many(jobs, add)

@@ -1,6 +1,7 @@
 """The router: from activations to a Route. Shape letters: T tokens, H hidden, E logical experts, K top-k."""
 
 import torch
+from torch.nn import functional
 
 from experts.exchange.wire import Route
 
@@ -10,8 +11,9 @@ def softmax_top_k(x: torch.Tensor, weight: torch.Tensor, top_k: int, renormalise
 
     x: [T, H]; weight: [E, H]. The logits are computed in weight's dtype: float32 where the family wants it.
     """
-    logits = torch.nn.functional.linear(x.to(weight.dtype), weight)
-    weights, ids = logits.softmax(-1, dtype=torch.float32).topk(top_k, dim=-1)
-    if renormalise:
-        weights = weights / weights.sum(-1, keepdim=True)
+    logits = functional.linear(x.to(weight.dtype), weight).float()
+    if renormalise:  # probabilities over their own sum are the softmax over the chosen alone
+        chosen, ids = logits.topk(top_k, dim=-1)
+        return Route(ids.to(torch.int32), chosen.softmax(-1))
+    weights, ids = logits.softmax(-1).topk(top_k, dim=-1)
     return Route(ids.to(torch.int32), weights)

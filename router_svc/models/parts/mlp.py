@@ -13,15 +13,15 @@ class SwiGLU:
     """
 
     def __init__(self, gate_up: torch.Tensor, down: torch.Tensor, output_gate: torch.Tensor | None = None) -> None:
+        self._width = down.shape[1]
         self._gate_up = Linear(gate_up)
         self._down = Linear(down)
         self._output_gate = output_gate
-        self._width = down.shape[1]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, H] to [T, H]."""
-        both = self._gate_up(x)
-        out = self._down(functional.silu(both[:, : self._width]) * both[:, self._width :])
+        gate, up = self._gate_up(x).split(self._width, dim=1)
+        out = self._down(functional.silu(gate).mul_(up))
         if self._output_gate is not None:
             out = out * torch.sigmoid(functional.linear(x, self._output_gate))
         return out

@@ -43,14 +43,12 @@ class Rope:
         self._factor = spec.attention_factor
 
     def angles(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos, sin: [T, 1, D] in `dtype` (computed in float32) for positions [T] int64."""
-        turns = positions.float()[:, None] * self._frequencies[None, :]
-        turns = torch.cat((turns, turns), dim=-1)[:, None, :]
-        return (turns.cos() * self._factor).to(dtype), (turns.sin() * self._factor).to(dtype)
+        """(cos, sin) as `rotate` takes them: [T, 1, D] in `dtype`, computed in float32 for positions [T] int64."""
+        turns = (positions.float()[:, None] * self._frequencies[None, :])[:, None, :]
+        cos, sin = turns.cos() * self._factor, turns.sin() * self._factor
+        return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x: [T, A, D] turned by its positions."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return torch.addcmul(x * cos, turned, sin)
+    """x: [T, A, D] turned by its positions. sin carries the minus sign of the first half."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

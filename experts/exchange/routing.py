@@ -1,0 +1,74 @@
+"""Routing: from the top-k ids of tokens to the rows that go to each rank. numpy on the CPU, no transport.
+
+Members are named by their place in the group. Shape letters: T tokens, K top-k, R ranks, S slots per rank.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from experts.exchange.split import SplitTable, split
+from experts.membership import Membership
+from experts.placement import IntArray, Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Where one source's tokens go. ranks: members with experts, in order of seats; rows: per member, its tokens.
+
+    rows[j]: int64, rising token numbers, each at most once.
+    """
+
+    ranks: list[int]
+    rows: dict[int, IntArray]
+    seats: dict[int, int]
+    slots: npt.NDArray[np.int32]  # [T, K] slot over all ranks, -1 = none
+    slots_per_rank: int
+
+    def local_slots(self, member: int) -> npt.NDArray[np.int32]:
+        """[rows, K] int32 of a member's own slots, -1 where a pair goes elsewhere."""
+        own = self.slots[self.rows[member]] - np.int32(self.seats[member] * self.slots_per_rank)
+        own[(own < 0) | (own >= self.slots_per_rank)] = -1
+        return own
+
+
+class Tables:
+    """One placement version, ready to route for one membership."""
+
+    def __init__(self, placement: Placement, membership: Membership) -> None:
+        self._split = [SplitTable.of(placement, layer) for layer in range(placement.layers)]
+        self._seats = {i: m.rank for i, m in enumerate(membership.members) if m.holds_experts}
+        assert sorted(self._seats.values()) == list(range(placement.ranks)), (self._seats, placement.ranks)
+        self._ranks = list(self._seats)
+        self._slots_per_rank = placement.slots_per_rank
+
+    def route_one(self, layer: int, ids: torch.Tensor, source: int) -> Routing:
+        """Route a source's own tokens without knowing the others'. ids: [T, K] int16 on the CPU."""
+        return self._routing(split(self._split[layer], ids.numpy(), turn=source))
+
+    def route_all(self, layer: int, ids: dict[int, torch.Tensor], mine: int) -> tuple[Routing, list[int]]:
+        """Route member `mine`'s tokens by one split of everyone's; and the rows it gets from each member.
+
+        ids: per member in rising order, [T, K] int16 on the CPU.
+        """
+        together = np.concatenate([part.numpy() for part in ids.values()])
+        slots = split(self._split[layer], together)
+        counts = [0] * (max(ids) + 1)
+        own = self._seats.get(mine)
+        begin, routing = 0, None
+        for member, part in ids.items():
+            theirs = slots[begin : begin + part.shape[0]]
+            begin += part.shape[0]
+            if own is not None:
+                counts[member] = int(((theirs // self._slots_per_rank) == own).any(axis=1).sum())
+            if member == mine:
+                routing = self._routing(theirs)
+        assert routing is not None, (mine, list(ids))
+        return routing, counts
+
+    def _routing(self, slots: npt.NDArray[np.int32]) -> Routing:
+        seat = slots // self._slots_per_rank  # -1 stays -1
+        rows = {j: np.flatnonzero((seat == self._seats[j]).any(axis=1)) for j in self._ranks}
+        return Routing(self._ranks, rows, self._seats, slots, self._slots_per_rank)
