@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+
 from experts.checkpoint.reader import CheckpointReader, Job
 from experts.slots import ExpertSlots
 

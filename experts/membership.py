@@ -50,3 +50,13 @@ class Membership:
             if member.rank == rank:
                 return index
         raise KeyError(f"seat {rank} is not in epoch {self.epoch}: {[member.rank for member in self.members]}")
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """All that a rank needs to take its seat in an epoch: who is in it, and where its store is. timeout: s."""
+
+    membership: Membership
+    store_host: str
+    store_port: int
+    timeout: float

@@ -7,8 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
+from typer.exceptions import Abort, Exit, TyperException
 
 from cluster.cli import bench, chat, generate, serve, status
 from experts.errors import UserError
@@ -33,25 +33,27 @@ def main() -> None:
     """Console entry: 0 done, 1 the work failed, 2 wrong use or input."""
     _check_names()
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except UserError as error:
         _end(str(error), 2)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.ctx.get_help() if error.ctx else error)
-        sys.exit(2)
-    except click.ClickException as error:
-        _end(error.format_message(), 2)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except TyperException as error:
+        told = getattr(error, "format_message", lambda: str(error))()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(told)
+            sys.exit(2)
+        _end(told, 2)
+    except (KeyboardInterrupt, Abort):
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except typer.Exit as done:
+    except Exit as done:
         sys.exit(done.exit_code)
     except Exception as error:  # told in a line; the traceback on request
         if os.environ.get("TOKENYARD_TRACEBACK"):
             raise
         _end(f"{type(error).__name__}: {error} (TOKENYARD_TRACEBACK=1 shows where)", 1)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _end(message: str, code: int) -> None:

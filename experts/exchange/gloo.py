@@ -3,46 +3,60 @@
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
-from torch.distributed import ProcessGroupGloo, Store
+from torch.distributed import ProcessGroupGloo, Store, Work
 
-from experts.exchange.transport import Group, Pending
 from experts.exchange.sockets import cut_connections, listening_ports
-from experts.membership import Membership
+from experts.exchange.transport import Group, Pending
 
+_backend_class: Any = ProcessGroupGloo  # torch's stubs know little of it
 _LOOK_AT_PORTS = threading.Lock()  # held while a device is made, so that its port is told from another group's
 
 
 class GlooGroup(Group):
     """Connects to every member on construction, which waits for them at `store`."""
 
-    def __init__(self, store: Store, membership: Membership, rank: int, timeout: float) -> None:
-        self.index, self.size = membership.index(rank), membership.size
+    def __init__(self, store: Store, index: int, size: int, host: str, timeout: float) -> None:
+        self.index, self.size = index, size
         self.device = torch.device("cpu")
-        options = ProcessGroupGloo._Options()
-        device, port = _listen(membership.members[self.index].node_ip)
+        options = _backend_class._Options()
+        device, port = _listen(host)
         options._devices, options._threads, options._timeout = [device], 1, timedelta(seconds=timeout)
         store.set(f"port{self.index}", str(port))
         ports = [int(store.get(f"port{i}")) for i in range(self.size)]
         self._ports = dict(enumerate(ports))
         self._lock = threading.Lock()
-        self._backend: ProcessGroupGloo | None = ProcessGroupGloo(store, self.index, self.size, options)
+        self._unsettled = 0  # operations begun that have not ended well
+        self._backend: Any = _backend_class(store, self.index, self.size, options)
 
     def all_gather(self, out: torch.Tensor, mine: torch.Tensor) -> Pending:
-        return self._open()._allgather_base(out, mine)
+        return _Operation(self, self._begin()._allgather_base(out, mine))
 
     def all_to_all(
         self, out: torch.Tensor, mine: torch.Tensor, out_splits: Sequence[int], splits: Sequence[int]
     ) -> Pending:
-        return self._open().alltoall_base(out, mine, out_splits, splits)
+        return _Operation(self, self._begin().alltoall_base(out, mine, out_splits, splits))
 
     def close(self) -> None:
+        """After operations that all went well, dropping the backend is enough, and peers still get what was sent.
+
+        Else connections are cut: a backend's destructor waits for its operations, and an error's traceback may keep
+        one alive.
+        """
         with self._lock:
             backend, self._backend = self._backend, None
-        if backend is not None and self._ports[self.index]:
+            settled = self._unsettled == 0
+        if backend is not None and not settled and self._ports[self.index]:
             cut_connections(self._ports[self.index], {p for i, p in self._ports.items() if i != self.index})
+
+    def settle(self) -> None:
+        """One operation ended well."""
+        with self._lock:
+            self._unsettled -= 1
 
     def culprit(self, error: Exception) -> int | None:
         for text in re.findall(r"\]:(\d+)", str(error)):
@@ -52,18 +66,34 @@ class GlooGroup(Group):
                     return index
         return None
 
-    def _open(self) -> ProcessGroupGloo:
-        backend = self._backend
-        if backend is None:
-            raise RuntimeError("the group was closed")
-        return backend
+    def _track(self, work: Work) -> Pending:
+        self._last = work
+        return work
+
+    def _begin(self) -> Any:
+        with self._lock:
+            if self._backend is None:
+                raise RuntimeError("the group was closed")
+            self._unsettled += 1
+            return self._backend
 
 
-def _listen(host: str) -> tuple[ProcessGroupGloo.Device, int]:
+@dataclass(slots=True)
+class _Operation:
+    group: GlooGroup
+    work: Work
+
+    def wait(self) -> bool:
+        done = self.work.wait()
+        self.group.settle()
+        return done
+
+
+def _listen(host: str) -> tuple[Any, int]:
     """A device bound to `host`, and the port it listens on (0 = could not be told)."""
     with _LOOK_AT_PORTS:
         before = listening_ports()
-        device = ProcessGroupGloo.create_device(hostname=host)
+        device = _backend_class.create_device(hostname=host)
         new = listening_ports() - before
     return device, new.pop() if len(new) == 1 else 0
 

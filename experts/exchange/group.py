@@ -13,13 +13,12 @@ from experts.errors import RankLost
 from experts.exchange.gloo import GlooGroup
 from experts.exchange.nccl import NcclGroup
 from experts.exchange.transport import Group
-from experts.membership import Membership
 
 TIMEOUT = 10.0  # s, an operation that no error ends; a dead or closed peer ends it in milliseconds
 BUILD_DEADLINE = 10.0  # s, for all members to come together
 
 
-def serve_store(host: str, port: int = 0, timeout: float = 30.0) -> TCPStore:
+def open_store(host: str, port: int = 0, timeout: float = 30.0) -> TCPStore:
     """A rendezvous store that listens on `host` only; port 0 picks a free one (`.port` tells it)."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     listener = socket.create_server((host, port), family=family, backlog=128)
@@ -41,25 +40,28 @@ def connect_store(host: str, port: int, timeout: float = 10.0) -> TCPStore:
 
 def build_group(
     store: Store,
-    membership: Membership,
-    rank: int,
-    device: str = "cpu",
+    epoch: int,
+    index: int,
+    size: int,
+    device: str,
+    host: str,
     timeout: float = TIMEOUT,
     deadline: float = BUILD_DEADLINE,
 ) -> Group:
     """Meet the epoch's other members at the store and connect to all of them; the epoch is the store's prefix.
 
-    store: used through a clone, so that a wait here holds up no one else. timeout: s per operation;
-    deadline: s until all must have met. Raises RankLost (step -1) when they did not.
+    index: this member's number of `size`; host: address of this machine that the others reach; timeout: s per
+    operation; deadline: s until all must have met. The store is used through a clone, so that waiting here holds
+    up no one else. Raises RankLost (step -1) when the members did not come together.
     """
-    own = store.clone()
+    own = store.clone()  # type: ignore[attr-defined]  # missing in torch's stubs
     own.set_timeout(timedelta(seconds=deadline))
-    meeting = PrefixStore(f"epoch{membership.epoch}", own)
+    meeting = PrefixStore(f"epoch{epoch}", own)
     started = time.monotonic()
     try:
         if device.startswith("cuda"):
-            return NcclGroup(meeting, membership, rank, device, timeout)
-        return GlooGroup(meeting, membership, rank, timeout)
+            return NcclGroup(meeting, index, size, device, timeout)
+        return GlooGroup(meeting, index, size, host, timeout)
     except RuntimeError as error:
         waited = time.monotonic() - started
-        raise RankLost(membership.epoch, -1, f"the group did not come together in {waited:.1f} s: {error}") from error
+        raise RankLost(epoch, -1, f"the group did not come together in {waited:.1f} s: {error}") from error

@@ -3,14 +3,14 @@
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
-from torch.distributed import Store
+from torch.distributed import Store, Work
 
 from experts.errors import UserError
 from experts.exchange.transport import Group, Pending
-from experts.membership import Membership
 
 
 class NcclGroup(Group):
@@ -19,19 +19,20 @@ class NcclGroup(Group):
     Communicators are non-blocking, so that neither joining nor aborting hangs on a peer that died.
     """
 
-    def __init__(self, store: Store, membership: Membership, rank: int, device: str, timeout: float) -> None:
+    def __init__(self, store: Store, index: int, size: int, device: str, timeout: float) -> None:
         if not (distributed.is_nccl_available() and torch.cuda.is_available()):
-            raise UserError("no NCCL or no CUDA device", "both, or --device cpu", f"rank {rank}")
-        self.index, self.size = membership.index(rank), membership.size
+            raise UserError("no NCCL or no CUDA device", "both, or --device cpu", "the exchange of --device cuda")
+        self.index, self.size = index, size
         self.device = torch.device(device)
         self._timeout = timedelta(seconds=timeout)
         self._lock = threading.Lock()
-        options = distributed.ProcessGroupNCCL.Options()
+        backend_class: Any = distributed.ProcessGroupNCCL  # torch's stubs know little of it
+        options = backend_class.Options()
         options._timeout = self._timeout
         if hasattr(options, "config"):
             options.config.blocking = 0
-        backend = distributed.ProcessGroupNCCL(store, self.index, self.size, options)
-        self._backend: distributed.ProcessGroupNCCL | None = backend
+        backend = backend_class(store, self.index, self.size, options)
+        self._backend: Any = backend
         self._connect(backend)
 
     def all_gather(self, out: torch.Tensor, mine: torch.Tensor) -> Pending:
@@ -48,17 +49,17 @@ class NcclGroup(Group):
         if backend is not None:
             backend.abort()
 
-    def _connect(self, backend: "distributed.ProcessGroupNCCL") -> None:
+    def _connect(self, backend: Any) -> None:
         """Make the communicator now: the first operation would otherwise do it in the middle of a step."""
         with torch.cuda.device(self.device):
             mine = torch.zeros(1, dtype=torch.int64, device=self.device)
             out = torch.zeros(self.size, dtype=torch.int64, device=self.device)
             self._bounded(backend._allgather_base(out, mine)).wait()
 
-    def _bounded(self, work: "distributed.Work") -> Pending:
+    def _bounded(self, work: Work) -> Pending:
         return _BoundedWork(work, self._timeout)
 
-    def _open(self) -> "distributed.ProcessGroupNCCL":
+    def _open(self) -> Any:
         backend = self._backend
         if backend is None:
             raise RuntimeError("the group was closed")
@@ -68,7 +69,7 @@ class NcclGroup(Group):
 class _BoundedWork:
     """Waits on the host with a timeout, so that a dead peer ends in an error and not in a kernel that spins."""
 
-    def __init__(self, work: "distributed.Work", timeout: timedelta) -> None:
+    def __init__(self, work: Work, timeout: timedelta) -> None:
         self._work = work
         self._timeout = timeout
 

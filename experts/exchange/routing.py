@@ -48,14 +48,14 @@ class Tables:
         """Route a source's own tokens without knowing the others'. ids: [T, K] int16 on the CPU."""
         return self._routing(split(self._split[layer], ids.numpy(), turn=source))
 
-    def route_all(self, layer: int, ids: dict[int, torch.Tensor], mine: int) -> tuple[Routing, list[int]]:
+    def route_all(self, layer: int, ids: dict[int, torch.Tensor], mine: int) -> tuple[Routing, dict[int, int]]:
         """Route member `mine`'s tokens by one split of everyone's; and the rows it gets from each member.
 
         ids: per member in rising order, [T, K] int16 on the CPU.
         """
         together = np.concatenate([part.numpy() for part in ids.values()])
         slots = split(self._split[layer], together)
-        counts = [0] * (max(ids) + 1)
+        counts = dict.fromkeys(ids, 0)
         own = self._seats.get(mine)
         begin, routing = 0, None
         for member, part in ids.items():

@@ -29,7 +29,8 @@ def cut_connections(own_port: int, peer_ports: set[int]) -> int:
     for one in _inet_sockets():
         with one:
             try:
-                if one.getsockname()[1] == own_port or one.getpeername()[1] in peer_ports:
+                peer = one.getpeername()  # a listener has none, and gloo ends the process if one is shut down
+                if one.getsockname()[1] == own_port or peer[1] in peer_ports:
                     one.shutdown(socket.SHUT_RDWR)
                     cut += 1
             except OSError:

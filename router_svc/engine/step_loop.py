@@ -78,6 +78,7 @@ class Engine:
         self._sequences: dict[str, list[Sequence]] = {}
         self._arrivals = itertools.count()
         self._next_step = 0
+        self.lost = ""  # why the loop ended, empty when it was asked to
         self._stopping = False
         self._busy = False  # the last step ran tokens somewhere, so all ranks open the next one without a bell
         self._idle = False
@@ -106,7 +107,10 @@ class Engine:
         return self._stats
 
     def run(self) -> None:
-        """The step thread's body: ends after a stop, or when the exchange broke (then everything failed)."""
+        """The step thread's body: ends after a stop (then everything failed), or when the exchange broke.
+
+        Then `lost` says why, and whoever knows the cause calls `fail` with it.
+        """
         stop = False
         while not stop:
             self._sleep()
@@ -114,14 +118,14 @@ class Engine:
                 stop = self._step()
             except RankLost as lost:
                 self._exchange.close()
-                self.fail(f"the group of ranks broke: {lost}")
+                self.lost = str(lost)
                 return
             except Exception as error:  # a bug or a device failure: clients must not hang on it
                 log.exception("step %d failed", self._next_step)
                 reason = f"a step failed: {type(error).__name__}: {error}"
                 if self._exchange.lockstep:
                     self._exchange.close()
-                    self.fail(reason)
+                    self.lost = reason
                     return
                 self._drop_everything(reason)
         self.fail("the server is shutting down")

@@ -44,7 +44,7 @@ def run_members(
                 results[index] = body(exchange, seat)
             finally:
                 exchange.close()
-        except BaseException as error:  # handed to the test
+        except BaseException as error:  # noqa: BLE001 - handed to the test
             errors.append(error)
 
     threads = [threading.Thread(target=main, args=(i, seat), daemon=True) for i, seat in enumerate(members.members)]
@@ -58,9 +58,15 @@ def run_members(
     return results
 
 
-def random_inputs(tokens: int, form: BlockForm, experts: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def random_inputs(
+    tokens: int, form: BlockForm, experts: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x [T, H], ids [T, K] distinct per token, weights [T, K]."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(tokens, form.hidden, generator=generator).to(form.dtype)
-    ids = torch.stack([torch.randperm(experts, generator=generator)[: form.top_k] for _ in range(tokens)]) if tokens else torch.empty(0, form.top_k)
+    ids = (
+        torch.stack([torch.randperm(experts, generator=generator)[: form.top_k] for _ in range(tokens)])
+        if tokens
+        else torch.empty(0, form.top_k)
+    )
     return x, ids.to(torch.int32), torch.rand(tokens, form.top_k, generator=generator)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from experts.errors import RankLost
-from experts.exchange import collective
+from experts.exchange import sizes
 from experts.exchange.block import BlockForm
-from experts.exchange.collective import CollectiveExchange, bucket, pads
+from experts.exchange.collective import CollectiveExchange
+from experts.exchange.sizes import bucket, pads
 from experts.exchange.wire import Route, StepWish
 from experts.ffn import grouped_swiglu, swiglu_reference
 from experts.membership import Member
@@ -17,7 +18,13 @@ from experts.placement import Placement
 from tests.experts.exchange.groups import membership, random_inputs, run_members
 
 EXPERTS, WIDTH, LAYERS = 12, 6, 2
-TOPOLOGIES = {"1+2": (1, 2, False), "2+2": (2, 2, False), "1+3": (1, 3, False), "both2": (2, 0, True), "both3": (3, 0, True)}
+TOPOLOGIES = {
+    "1+2": (1, 2, False),
+    "2+2": (2, 2, False),
+    "1+3": (1, 3, False),
+    "both2": (2, 0, True),
+    "both3": (3, 0, True),
+}
 
 
 def weights_of_experts(form: BlockForm) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,7 +40,7 @@ def test_experts_sums_are_the_references(
     topology: str, redundant: int, sized: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if sized:
-        monkeypatch.setattr(collective, "COLLECTIVE_BYTES", -1)
+        monkeypatch.setattr(sizes, "COLLECTIVE_BYTES", -1)
     attention, experts, colocate = TOPOLOGIES[topology]
     members = membership(attention, experts, colocate)
     ranks = experts or attention
@@ -46,7 +53,11 @@ def test_experts_sums_are_the_references(
         held = placement.local(seat.rank) if seat.holds_experts else None
         for step, count in enumerate(tokens_per_step):
             # Sources differ, and one of several sometimes has nothing.
-            own = count if seat.runs_attention and not (step == 0 and seat.rank == members.members[-1].rank and attention > 1) else 0
+            own = (
+                count
+                if seat.runs_attention and not (step == 0 and seat.rank == members.members[-1].rank and attention > 1)
+                else 0
+            )
             header = exchange.open_step(StepWish(decode=own))
             for layer in range(LAYERS):
                 x, ids, weights = random_inputs(own, form, EXPERTS, seed=100 * step + 10 * layer + seat.rank)

@@ -1,0 +1,221 @@
+"""`serve` on Ray: a private Ray or a running one, the supervisor with its ranks, a gRPC door and HTTP on Serve."""
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+
+import ray  # noqa: E402  (its settings are read at import)
+from ray import serve  # noqa: E402
+from ray.exceptions import RayActorError, RayTaskError  # noqa: E402
+
+from cluster.loading import LoadingView  # noqa: E402
+from cluster.plan import ServePlan  # noqa: E402
+from cluster.run_local import ready_line  # noqa: E402
+from cluster.supervisor import Supervisor  # noqa: E402
+from experts.errors import UserError  # noqa: E402
+from router_svc.door import Door  # noqa: E402
+from router_svc.ingress import IngressOrder  # noqa: E402
+from router_svc.serve_app import HttpReplica  # noqa: E402
+
+_OBJECT_STORE = 80 << 20  # bytes; tokens and weights never go through it
+
+
+class Stopped(BaseException):
+    """A signal asked to end."""
+
+
+class RayCluster:
+    """Everything that `serve` starts on Ray. `stop` leaves nothing of it behind."""
+
+    def __init__(self, plan: ServePlan) -> None:
+        http_port = plan.config.http_port or _free_port(plan.config.host)
+        self.plan = replace(plan, config=replace(plan.config, http_port=http_port))
+        self.namespace = f"tokenyard-{secrets.token_hex(4)}"
+        self.app = self.namespace
+        self.private = plan.config.ray_address is None and not os.environ.get("RAY_ADDRESS")
+        self.supervisor: Any = None
+        self.door: Any = None
+        self.grpc_port = 0
+
+    @property
+    def http_port(self) -> int:
+        """Where HTTP listens."""
+        return self.plan.config.http_port
+
+    def start(self, view: LoadingView) -> None:
+        """Bring all up; ready when it returns. Raises UserError for what the user can mend."""
+        self._start_ray()
+        log_dir = os.path.join(ray._private.worker._global_node.get_session_dir_path(), "logs")  # noqa: SLF001
+        self.supervisor = ray.remote(Supervisor).options(**self._options("supervisor", 256)).remote(
+            self.plan, self.namespace, log_dir
+        )  # fmt: skip
+        loaded = self.supervisor.start.remote()
+        http = _Background(self._start_serve)
+        self._wait(loaded, view)
+        order = IngressOrder(
+            self.plan.folder, self.plan.spec, self.plan.config.reasoning_parser, self.plan.limits, self.plan.info
+        )
+        self.door = ray.remote(Door).options(**self._options("door", 4096)).remote(
+            order, self.supervisor, self.plan.config.host, self.plan.config.grpc_port
+        )  # fmt: skip
+        port = self.door.start.remote()
+        http.join()
+        deployment: Any = HttpReplica
+        serve.run(
+            deployment.bind(order, self.supervisor, [self.door]), name=self.app, route_prefix="/", _local_testing_mode=False
+        )
+        self.grpc_port = _get(port)
+        self._await_http()
+
+    def stop(self) -> None:
+        """Drain the doors, end the ranks, then Ray if it is ours."""
+        if self.door is not None:
+            _quietly(lambda: ray.get(self.door.stop.remote(2.0), timeout=5))
+        if self.supervisor is not None:
+            _quietly(lambda: ray.get(self.supervisor.stop.remote(), timeout=8))
+        if ray.is_initialized():
+            if self.private:
+                _quietly(serve.shutdown)
+            else:
+                _quietly(lambda: serve.delete(self.app))
+            for actor in (self.door, self.supervisor):
+                if actor is not None:
+                    _quietly(lambda actor=actor: ray.kill(actor))
+            ray.shutdown()
+
+    def _start_ray(self) -> None:
+        for name in ("ray", "ray.serve"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        common: dict[str, Any] = {
+            "namespace": self.namespace, "log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True,
+        }  # fmt: skip
+        if not self.private:
+            address = self.plan.config.ray_address or os.environ["RAY_ADDRESS"]
+            try:
+                ray.init(address=address, **common)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise UserError(f"no Ray at {address} ({error})", "a running Ray", "--ray-address") from None
+            return
+        ray.init(
+            address="local", num_cpus=2, include_dashboard=False, object_store_memory=_OBJECT_STORE,
+            _node_ip_address="127.0.0.1", **common,
+        )  # fmt: skip
+
+    def _start_serve(self) -> None:
+        config = self.plan.config
+        logs = {"log_level": "WARNING", "enable_access_log": False}
+        serve.start(
+            http_options={"host": config.host, "port": config.http_port, "location": "HeadOnly"}, logging_config=logs
+        )
+
+    def _options(self, name: str, concurrency: int) -> dict[str, Any]:
+        return {"name": name, "namespace": self.namespace, "num_cpus": 0, "max_concurrency": concurrency}
+
+    def _wait(self, loaded: Any, view: LoadingView) -> None:
+        while True:
+            done, _ = ray.wait([loaded], timeout=0.2)
+            with contextlib.suppress(RayActorError):
+                for rank, (bytes_done, total) in ray.get(self.supervisor.progress.remote()).items():
+                    if total:
+                        view.update(rank, bytes_done, total)
+            if done:
+                _get(loaded)
+                return
+
+    def _await_http(self) -> None:
+        """The first call makes the replica connect."""
+        url = f"http://{self.plan.config.host}:{self.http_port}/health"
+        until = time.monotonic() + 30
+        while True:
+            try:
+                with urllib.request.urlopen(url, timeout=5) as answer:
+                    if answer.status == 200:
+                        return
+            except (urllib.error.URLError, OSError):
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.05)
+
+
+def run(plan: ServePlan) -> None:
+    """Serve until SIGINT or SIGTERM; a second signal ends at once."""
+    stop = threading.Event()
+    starting = True
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+        if starting:
+            raise Stopped
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    cluster = RayCluster(plan)
+    try:
+        with LoadingView(plan.seats) as view, contextlib.suppress(Stopped):
+            cluster.start(view)
+            starting = False
+            print(ready_line(plan, cluster.grpc_port, cluster.http_port), flush=True)
+            stop.wait()
+    finally:
+        starting = False
+        cluster.stop()
+
+
+class _Background:
+    """A thread whose error comes out of `join`."""
+
+    def __init__(self, work: Any) -> None:
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Any) -> None:
+        try:
+            work()
+        except BaseException as error:  # handed to `join`
+            self._error = error
+
+    def join(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+def _get(reference: Any) -> Any:
+    """A Ray result; a UserError of the other process comes out as itself."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+def _quietly(work: Any) -> None:
+    """Shutting down goes on whatever one part of it says; what it says is logged."""
+    try:
+        work()
+    except Exception as error:  # the rest must still be ended
+        logging.getLogger(__name__).warning("while stopping: %s", error)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,65 @@
+"""The cluster's life as a pure state machine: events in, a new state out. No Ray, no torch, no clock.
+
+starting → ready → degraded, and stopping from anywhere. `recovering` is the state between epochs, once ranks that
+died are replaced; until then a lost rank leaves the cluster degraded.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from experts.membership import Member
+
+State = Literal["starting", "ready", "degraded", "recovering", "stopping"]
+SeatState = Literal["starting", "ready", "dead", "spare"]
+
+
+@dataclass(slots=True)
+class Lifecycle:
+    """Seats with their states, the epoch and the cluster's state. version grows with every change that ingresses see."""
+
+    seats: tuple[Member, ...]
+    state: State = "starting"
+    reason: str = "ranks are loading"
+    epoch: int = 0
+    version: int = 0
+    seat_states: dict[int, SeatState] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.seat_states = {seat.rank: "starting" for seat in self.seats}
+
+    @property
+    def live(self) -> tuple[Member, ...]:
+        """Seats whose process is not known to be dead."""
+        return tuple(seat for seat in self.seats if self.seat_states[seat.rank] != "dead")
+
+    def next_epoch(self) -> int:
+        """The number of the epoch to be built; numbers are never used twice."""
+        self.epoch += 1
+        return self.epoch
+
+    def joined(self, epoch: int) -> None:
+        """All live seats sit in `epoch`. Old news of an earlier epoch changes nothing."""
+        if epoch != self.epoch or self.state in ("stopping", "degraded"):
+            return
+        for seat in self.live:
+            self.seat_states[seat.rank] = "ready"
+        self._change("ready", "")
+
+    def died(self, rank: int, why: str) -> None:
+        """The process on a seat is gone."""
+        self.seat_states[rank] = "dead"
+        if self.state != "stopping":
+            self._change("degraded", why)
+
+    def broke(self, why: str) -> None:
+        """The group ended though no process is known to have died."""
+        if self.state not in ("stopping", "degraded"):
+            self._change("degraded", why)
+
+    def stop(self) -> None:
+        """Shutting down on purpose."""
+        self._change("stopping", "the server is shutting down")
+
+    def _change(self, state: State, reason: str) -> None:
+        self.state, self.reason = state, reason
+        self.version += 1

@@ -1,0 +1,63 @@
+"""RankHandle: one rank's actor as the supervisor holds it, and the orders that its process starts from."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from cluster.plan import ServePlan
+from experts.actor import ExpertActor
+from experts.membership import Member
+from experts.rank import RankOrder
+from router_svc.actor import AttentionActor, AttentionOrder
+
+
+@dataclass(slots=True)
+class RankHandle:
+    """A seat with its actor. link_port: of an attention rank, once it has loaded."""
+
+    seat: Member
+    actor: Any
+    link_port: int = 0
+
+    @property
+    def title(self) -> str:
+        """The rank for people."""
+        return f"rank {self.seat.rank} ({self.seat.role}, pid {self.seat.pid})"
+
+
+def start_rank(plan: ServePlan, seat: Member, secret: str, namespace: str) -> RankHandle:
+    """Start a rank's process; it loads nothing yet. Ranks take no CPU resource: they share the cores by turns."""
+    order = _order(plan, seat)
+    options: dict[str, Any] = {
+        "name": f"rank-{seat.rank}",
+        "namespace": namespace,
+        "lifetime": "detached",
+        "num_cpus": 0,
+        "max_concurrency": 64,
+        "num_gpus": 1 if plan.device == "cuda" else 0,
+    }
+    if seat.runs_attention:
+        actor = ray.remote(AttentionActor).options(**options).remote(AttentionOrder(order, plan.spec, plan.engine, secret))
+    else:
+        actor = ray.remote(ExpertActor).options(**options).remote(order)
+    return RankHandle(seat, actor)
+
+
+def _order(plan: ServePlan, seat: Member) -> RankOrder:
+    """Experts work at the same time and divide the cores; attention works while they wait and divides them anew."""
+    peers = [s for s in plan.seats if s.runs_attention == seat.runs_attention]
+    cores = len(os.sched_getaffinity(0))
+    return RankOrder(
+        rank=seat.rank,
+        folder=plan.folder,
+        spec=plan.spec.experts,
+        placement=plan.placement,
+        dtype=plan.dtype,
+        device=plan.device,
+        threads=max(1, cores // len(peers)),
+        budget=plan.engine.max_num_batched_tokens,
+        node_host=seat.node_ip,
+        holds=seat.holds_experts,
+    )

@@ -1,0 +1,189 @@
+"""The supervisor: a Ray actor without a rank. Owns membership, epochs and the rendezvous store; starts, watches, ends.
+
+Its decisions are Lifecycle's; this file carries them out.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from cluster.lifecycle import Lifecycle
+from cluster.metrics import rank_metrics
+from cluster.plan import ServePlan
+from cluster.ranks import RankHandle, start_rank
+from cluster.status import RankView, StatusBook
+from experts.exchange.group import open_store
+from experts.membership import EpochRecord, Membership
+from experts.placement import Placement
+from experts.rank import RankReport
+from router_svc.engine.step_loop import EngineStats
+from router_svc.link.client import LinkAddress
+
+log = logging.getLogger(__name__)
+GROUP_TIMEOUT = 30.0  # s, of building a group and of every collective
+_CULPRIT_WAIT = 0.5  # s that a broken group waits for news of a death, to name it
+
+
+class Supervisor:
+    """See the module. Every method is called through Ray; none blocks the event loop."""
+
+    def __init__(self, plan: ServePlan, namespace: str, log_dir: str) -> None:
+        self._plan = plan
+        self._namespace = namespace
+        self._log_dir = log_dir
+        self._secret = secrets.token_hex(32)
+        self._life = Lifecycle(plan.seats)
+        self._changed = asyncio.Condition()
+        self._ranks: list[RankHandle] = []
+        self._book = StatusBook(plan.name, plan.placement.slots_per_rank)
+        self._watchers: list[asyncio.Task[None]] = []
+        self._reports: dict[int, tuple[RankReport, EngineStats | None]] = {}
+
+    async def start(self) -> None:
+        """Start all ranks, load them at once, and build the first epoch."""
+        self._store = open_store("127.0.0.1")
+        self._ranks = [start_rank(self._plan, seat, self._secret, self._namespace) for seat in self._plan.seats]
+        ports = await asyncio.gather(*(handle.actor.load.remote() for handle in self._ranks))
+        reports = await asyncio.gather(*(self._report(handle) for handle in self._ranks))
+        for handle, port, (report, _) in zip(self._ranks, ports, reports, strict=True):
+            handle.link_port = port or 0
+            handle.seat = replace(handle.seat, pid=report.pid)
+        self._life.seats = tuple(handle.seat for handle in self._ranks)
+        await self._enter_epoch()
+
+    async def progress(self) -> dict[int, tuple[int, int]]:
+        """Bytes loaded and in all, of each rank that answers."""
+        handles = list(self._ranks)
+        got = await asyncio.gather(*(h.actor.progress.remote() for h in handles), return_exceptions=True)
+        return {h.seat.rank: g for h, g in zip(handles, got, strict=True) if not isinstance(g, BaseException)}
+
+    async def links(self) -> tuple[str, list[LinkAddress]]:
+        """(secret, where attention ranks listen)."""
+        return self._secret, [
+            LinkAddress(h.seat.rank, h.seat.node_ip, h.link_port) for h in self._ranks if h.seat.runs_attention
+        ]
+
+    async def watch(self, known: int) -> tuple[int, str, str]:
+        """(version, state, reason), as soon as the version is not `known`."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._life.version != known)
+            return self._life.version, self._life.state, self._life.reason
+
+    async def status(self) -> dict[str, Any]:
+        """The object of `status --json`."""
+        views = await self._views()
+        life = self._life
+        return self._book.status(views, life.epoch, self._plan.placement.version, life.state, life.reason)
+
+    async def placement(self) -> Placement:
+        """The placement in use."""
+        return self._plan.placement
+
+    async def metrics(self) -> str:
+        """Prometheus text of all ranks."""
+        return rank_metrics(await self._views(), self._book)
+
+    async def stop(self) -> None:
+        """End the step loops together, then the ranks' processes."""
+        self._life.stop()
+        await self._tell()
+        attention = [h for h in self._ranks if h.seat.runs_attention and self._life.seat_states[h.seat.rank] == "ready"]
+        for handle in attention:
+            handle.actor.stop.remote()
+        waits = [asyncio.ensure_future(h.actor.ended.remote()) for h in self._ranks if h in attention]
+        if waits:
+            await asyncio.wait(waits, timeout=5)
+        for watcher in self._watchers:
+            watcher.cancel()
+        for handle in self._ranks:
+            ray.kill(handle.actor)
+
+    async def _enter_epoch(self) -> None:
+        epoch = self._life.next_epoch()
+        membership = Membership(epoch, self._life.live, self._plan.placement.version)
+        record = EpochRecord(membership, "127.0.0.1", self._store.port, GROUP_TIMEOUT)
+        joins = []
+        for handle in self._ranks:
+            if handle.seat.runs_attention:
+                peers = [other.actor for other in self._ranks if other is not handle]
+                joins.append(handle.actor.join.remote(record, peers))
+            else:
+                joins.append(handle.actor.join.remote(record))
+        await asyncio.gather(*joins)
+        self._watchers = [asyncio.create_task(self._watch_rank(handle)) for handle in self._ranks]
+        self._life.joined(epoch)
+        await self._tell()
+
+    async def _watch_rank(self, handle: RankHandle) -> None:
+        """Wait on a rank for as long as it lives; Ray ends the call within milliseconds of its death."""
+        try:
+            reason = await handle.actor.ended.remote()
+        except RayActorError:
+            await self._lost(handle)
+            return
+        if not reason or self._life.state in ("stopping", "degraded"):
+            return
+        await asyncio.sleep(_CULPRIT_WAIT)  # a peer's death breaks the group before Ray tells of it
+        if self._life.state == "ready":
+            self._life.broke(f"{handle.title} left the group: {reason}")
+            await self._end_epoch()
+
+    async def _lost(self, handle: RankHandle) -> None:
+        self._life.died(handle.seat.rank, f"{handle.title} died; logs are in {self._log_dir}")
+        if self._life.state != "stopping":
+            log.error("%s", self._life.reason)
+            await self._end_epoch()
+
+    async def _end_epoch(self) -> None:
+        """Tell every survivor to leave, with the reason that its requests end with, and the ingresses to refuse."""
+        reason = self._life.reason
+        for handle in self._ranks:
+            if self._life.seat_states[handle.seat.rank] != "dead":
+                handle.actor.leave.remote(reason)
+        await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _report(self, handle: RankHandle) -> tuple[RankReport, EngineStats | None]:
+        got = await handle.actor.report.remote()
+        return got if isinstance(got, tuple) else (got, None)
+
+    async def _views(self) -> list[RankView]:
+        """Every rank's view; of a dead one the last report."""
+        live = [h for h in self._ranks if self._life.seat_states[h.seat.rank] != "dead"]
+        got = await asyncio.gather(*(self._report(h) for h in live), return_exceptions=True)
+        for handle, report in zip(live, got, strict=True):
+            if not isinstance(report, BaseException):
+                self._reports[handle.seat.rank] = report
+        views = []
+        for handle in self._ranks:
+            rank = handle.seat.rank
+            report, stats = self._reports.get(rank, (None, None))
+            state = self._life.seat_states[rank]
+            if report is None:
+                views.append(RankView(handle.seat, state, None, None))
+            else:
+                idle = None if state == "dead" else stats
+                views.append(RankView(handle.seat, state, report.loads, idle, report.exchange))
+        return views
+
+
+async def follow_state(supervisor: Any, show: Any) -> None:
+    """Call `show(state, reason)` now and at every change, until the supervisor is gone."""
+    version = -1
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            try:
+                version, state, reason = await supervisor.watch.remote(version)
+            except RayActorError:
+                await show("degraded", "the supervisor is gone")
+                return
+            await show(state, reason)

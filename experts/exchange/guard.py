@@ -1,0 +1,87 @@
+"""GuardedGroup: a group whose every failure is a RankLost, and from which nothing comes once it was closed.
+
+Knows blocks and stamps, no tokens.
+"""
+
+import threading
+
+import torch
+
+from experts.errors import RankLost
+from experts.exchange.base import ExchangeCounters
+from experts.exchange.block import Blocks, Stamp, read_stamp
+from experts.exchange.transport import Group, Pending
+from experts.membership import Membership
+
+
+class GuardedGroup:
+    """The group of one epoch. Operations come from the step thread, `close` from any."""
+
+    def __init__(self, group: Group, membership: Membership, counters: ExchangeCounters) -> None:
+        assert group.size == membership.size, (group.size, membership.size)
+        self.index, self.size, self.device = group.index, group.size, group.device
+        self.membership = membership
+        self.counters = counters
+        self._group = group
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def name(self, index: int) -> str:
+        """A member, as an operator knows it."""
+        member = self.membership.members[index]
+        return f"rank {member.rank} ({member.role})"
+
+    def lost(self, detail: str) -> RankLost:
+        """What is raised when this group can't go on."""
+        return RankLost(self.membership.epoch, self.counters.steps, detail)
+
+    def gather(self, mine: torch.Tensor) -> torch.Tensor:
+        """[size, n] int64 of everyone's `mine` [n]; blocks until all have brought theirs."""
+        out = torch.empty(self.size * mine.numel(), dtype=torch.int64, device=self.device)
+        try:
+            work = self._group.all_gather(out, mine.to(self.device))
+        except RuntimeError as error:
+            raise self._broken(error) from error
+        self.finish(work)
+        return out.view(self.size, -1).cpu()
+
+    def exchange(self, blocks: Blocks) -> Pending:
+        """Begin the all-to-all of some blocks."""
+        self.counters.collectives += 1
+        self.counters.bytes_sent += blocks.sent.numel()
+        try:
+            return self._group.all_to_all(blocks.received, blocks.sent, blocks.receive_bytes, blocks.send_bytes)
+        except RuntimeError as error:
+            raise self._broken(error) from error
+
+    def finish(self, work: Pending) -> None:
+        """Wait for an operation; what it brought counts only if the group was not closed meanwhile."""
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise self._broken(error) from error
+        with self._lock:
+            if self._closed:
+                raise self.lost("the exchange was closed")
+
+    def check(self, block: torch.Tensor, source: int, stamp: Stamp, room: int) -> int:
+        """Rows in a block that arrived. Raises RankLost for one of another step or of more rows than agreed."""
+        found, count = read_stamp(block)
+        if found != stamp:
+            raise self.lost(f"{self.name(source)} sent {found}, expected {stamp}")
+        if not 0 <= count <= room:
+            raise self.lost(f"{self.name(source)} sent {count} rows in {stamp}, there was room for {room}")
+        return count
+
+    def close(self) -> None:
+        """Drop the group at once; whoever waits in it, here or on a peer, gets an error."""
+        with self._lock:
+            self._closed = True
+        self._group.close()
+
+    def _broken(self, error: Exception) -> RankLost:
+        if self._closed:
+            return self.lost("the exchange was closed")
+        culprit = self._group.culprit(error)
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return self.lost(told if culprit is None else f"lost {self.name(culprit)}: {told}")

@@ -1,0 +1,97 @@
+"""RankSeat: what every rank's process has, whatever its role: slots, doorbell, exchange of the current epoch. No Ray."""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from experts.checkpoint.reader import CheckpointReader
+from experts.doorbell import Doorbell
+from experts.exchange.base import ExchangeCounters
+from experts.exchange.block import BlockForm
+from experts.exchange.collective import CollectiveExchange
+from experts.exchange.group import build_group, connect_store
+from experts.layers import ExpertLayers
+from experts.loader import load_slots
+from experts.membership import EpochRecord
+from experts.placement import IntArray, Placement
+from experts.slots import ExpertSlots
+from experts.spec import ExpertsSpec
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True, slots=True)
+class RankOrder:
+    """What a rank is to load. threads: of torch; budget: tokens of a whole step; holds: whether it has slots."""
+
+    rank: int
+    folder: Path
+    spec: ExpertsSpec
+    placement: Placement
+    dtype: torch.dtype
+    device: str
+    threads: int
+    budget: int
+    node_host: str
+    holds: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RankReport:
+    """A rank's running totals. loads: int64 [L, S] tokens per slot, None without slots."""
+
+    pid: int
+    loads: IntArray | None
+    exchange: ExchangeCounters
+    compute_seconds: float
+
+
+class RankSeat:
+    """Loads once, then joins one epoch after another. `join` and `load` block: call them off the event loop."""
+
+    def __init__(self, order: RankOrder) -> None:
+        self.order = order
+        self.bell = Doorbell()
+        self.slots: ExpertSlots | None = None
+        self.exchange: CollectiveExchange | None = None
+        self.layers: ExpertLayers | None = None
+        self._lock = threading.Lock()
+
+    def load(self, progress: Progress) -> None:
+        """Fill this rank's slots, if it has any."""
+        order = self.order
+        torch.set_num_threads(order.threads)
+        if not order.holds:
+            return
+        self.slots = ExpertSlots(order.spec, order.placement.slots_per_rank, order.dtype, order.device)
+        load_slots(self.slots, order.placement.local(order.rank), CheckpointReader(order.folder), progress)
+
+    def join(self, record: EpochRecord) -> ExpertLayers:
+        """Build this rank's end of an epoch's group; blocks until all members have come. Raises RankLost."""
+        order, members = self.order, record.membership
+        store = connect_store(record.store_host, record.store_port, record.timeout)
+        index = members.index(order.rank)
+        group = build_group(store, members.epoch, index, members.size, order.device, order.node_host, record.timeout)
+        form = BlockForm(order.spec.hidden, order.spec.top_k, order.dtype)
+        exchange = CollectiveExchange(group, members, order.rank, order.placement, form, order.budget)
+        with self._lock:
+            self.exchange = exchange
+            self.layers = ExpertLayers(order.spec, exchange, self.slots, order.dtype, order.device)
+        return self.layers
+
+    def leave(self) -> None:
+        """Drop the epoch's group, which releases peers that wait on this rank."""
+        with self._lock:
+            if self.exchange is not None:
+                self.exchange.close()
+
+    def report(self) -> RankReport:
+        """Totals since the current epoch's start."""
+        layers, exchange = self.layers, self.exchange
+        loads = layers.loads.snapshot().numpy() if layers is not None and self.order.holds else None
+        counters = exchange.counters if exchange is not None else ExchangeCounters()
+        return RankReport(os.getpid(), loads, counters, layers.compute_seconds if layers is not None else 0.0)

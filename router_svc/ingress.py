@@ -1,0 +1,91 @@
+"""What an ingress process (door or Serve replica) is made of: text, links to attention ranks, the supervisor's word.
+
+The supervisor is a Ray actor handle here, used by its methods' names alone.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayActorError
+
+from experts.placement import Placement
+from router_svc.api.calls import ApiError, ModelInfo
+from router_svc.api.limits import ServiceLimits
+from router_svc.api.metrics import IngressMetrics
+from router_svc.api.service import Service, TextStack
+from router_svc.link.client import LinkEngines
+from router_svc.models.spec import ModelSpec
+from router_svc.request import Code
+
+
+@dataclass(frozen=True, slots=True)
+class IngressOrder:
+    """What an ingress loads."""
+
+    folder: Path
+    spec: ModelSpec
+    reasoning: str
+    limits: ServiceLimits
+    info: ModelInfo
+
+
+class SupervisorBackend:
+    """AdminBackend over the supervisor's actor."""
+
+    def __init__(self, supervisor: Any) -> None:
+        self._supervisor = supervisor
+
+    async def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = await self._ask("status")
+        return found
+
+    async def placement(self) -> Placement:
+        found: Placement = await self._ask("placement")
+        return found
+
+    async def metrics(self) -> str:
+        return str(await self._ask("metrics"))
+
+    async def _ask(self, name: str) -> Any:
+        try:
+            return await getattr(self._supervisor, name).remote()
+        except RayActorError:
+            raise ApiError(Code.UNAVAILABLE, "the supervisor is gone", retry_after=5.0) from None
+
+
+class Ingress:
+    """A Service over links, kept up to date with the cluster's state."""
+
+    def __init__(self, order: IngressOrder, supervisor: Any) -> None:
+        self._order = order
+        self._supervisor = supervisor
+        self.admin = SupervisorBackend(supervisor)
+        self.service: Service | None = None
+        self._following: asyncio.Task[None] | None = None
+
+    async def start(self, also: Callable[[str], Awaitable[None]] | None = None) -> Service:
+        """Connect and follow the state; `also` is told of every state too."""
+        order = self._order
+        text = await asyncio.to_thread(TextStack.load, order.folder, order.spec, order.reasoning)
+        secret, addresses = await self._supervisor.links.remote()
+        engines = LinkEngines(secret)
+        await engines.connect(addresses)
+        self.service = Service(text, engines, order.limits, order.info, IngressMetrics())
+        self._following = asyncio.create_task(self._follow(engines, also))
+        return self.service
+
+    async def _follow(self, engines: LinkEngines, also: Callable[[str], Awaitable[None]] | None) -> None:
+        version = -1
+        while True:
+            try:
+                version, state, reason = await self._supervisor.watch.remote(version)
+            except RayActorError:
+                version, state, reason = -1, "degraded", "the supervisor is gone"
+            engines.show_state(state, reason)
+            if also is not None:
+                await also(state)
+            if version < 0:
+                return

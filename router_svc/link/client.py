@@ -1,0 +1,114 @@
+"""LinkEngines: the ingress's end. Attention ranks behind connections, as an EngineClient."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from router_svc.api.engines import EngineClient, EventStream
+from router_svc.api.pick import Picker
+from router_svc.link.codec import BadFrame, frame, pack_message, read_frame, unpack_event
+from router_svc.request import Cancel, Code, EngineRequest, FailedEvent, Message
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAddress:
+    """Where an attention rank listens."""
+
+    rank: int
+    host: str
+    port: int
+
+
+class _Peer:
+    """One connection to an attention rank."""
+
+    def __init__(self, address: LinkAddress, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.address = address
+        self.reader = reader
+        self.writer = writer
+        self.streams: dict[str, EventStream] = {}
+
+
+class LinkEngines(EngineClient):
+    """Connect with `connect`; then requests are sent to the rank that the picker names."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
+        self._peers: dict[int, _Peer] = {}
+        self._picker = Picker([])
+        self._state = ("starting", "not connected to the attention ranks yet")
+        self._readers: list[asyncio.Task[None]] = []
+
+    async def connect(self, addresses: list[LinkAddress]) -> None:
+        """Open a connection to every attention rank."""
+        for address in addresses:
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(frame(self._secret))
+            peer = _Peer(address, reader, writer)
+            self._peers[address.rank] = peer
+            self._readers.append(asyncio.create_task(self._read(peer)))
+        self._picker = Picker(list(self._peers))
+
+    def show_state(self, state: str, reason: str) -> None:
+        """What the supervisor says of the cluster."""
+        self._state = (state, reason)
+
+    def state(self) -> tuple[str, str]:
+        return self._state
+
+    def submit(self, request: EngineRequest) -> EventStream:
+        taken = next((p for p in self._peers.values() if request.request_id in p.streams), None)
+        if taken is not None or not self._picker.ranks:
+            stream = EventStream(request, lambda _: None)
+            text = f"request_id {request.request_id!r} is running already, expected a new one"
+            code = Code.INVALID_ARGUMENT
+            if taken is None:
+                code, text = Code.UNAVAILABLE, f"no attention rank can serve: {self._state[1] or 'all connections are lost'}"
+            stream.feed(FailedEvent(request.request_id, request.attempt, code, text, 5.0 if taken is None else None))
+            return stream
+        rank = self._picker.pick(request)
+        peer = self._peers[rank]
+
+        def post(message: Message) -> None:
+            if isinstance(message, Cancel) and message.choice is None:
+                self._end(peer, message.request_id)
+            if not peer.writer.is_closing():
+                peer.writer.write(frame(pack_message(message)))
+
+        stream = EventStream(request, post)
+        peer.streams[request.request_id] = stream
+        peer.writer.write(frame(pack_message(request)))
+        return stream
+
+    async def _read(self, peer: _Peer) -> None:
+        """Events of one rank until its connection ends; then its requests fail."""
+        reason = "the connection ended"
+        try:
+            while (events := await read_frame(peer.reader)) is not None:
+                for value in events:
+                    event = unpack_event(value)
+                    stream = peer.streams.get(event.request_id)
+                    if stream is None:
+                        continue
+                    stream.feed(event)
+                    if stream.over:
+                        self._end(peer, event.request_id)
+        except BadFrame as error:
+            reason = str(error)
+            log.error("link to rank %d: %s", peer.address.rank, error)
+        rank = peer.address.rank
+        self._picker.drop(rank)
+        peer.writer.close()
+        text = f"attention rank {rank} is gone: {reason}"
+        for request_id, stream in list(peer.streams.items()):
+            stream.feed(FailedEvent(request_id, stream.request.attempt, Code.UNAVAILABLE, text, 5.0))
+        peer.streams.clear()
+        if self._state[0] == "ready":
+            self._state = ("degraded", text)
+
+    def _end(self, peer: _Peer, request_id: str) -> None:
+        stream = peer.streams.pop(request_id, None)
+        if stream is not None:
+            self._picker.done(peer.address.rank, stream.request)

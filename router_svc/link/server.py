@@ -1,0 +1,112 @@
+"""LinkServer: the attention rank's end. Requests in, one frame of events per step and ingress out."""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Callable
+
+from router_svc.link.codec import BadFrame, frame, pack_event, read_frame, unpack_message
+from router_svc.request import Cancel, Code, EngineRequest, Event, FailedEvent, Hold, Message, TokenEvent
+
+log = logging.getLogger(__name__)
+_UNREAD_LIMIT = 4 << 20  # bytes; an ingress that leaves more unread has its requests held
+
+
+class _Ingress:
+    """One connection and the requests that came over it: choices still open per request."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+        self.requests: dict[str, int] = {}
+        self.draining: asyncio.Task[None] | None = None
+
+
+class LinkServer:
+    """Lives in the event loop; `deliver` may be called from any thread and never blocks."""
+
+    def __init__(self, post: Callable[[Message], None], secret: str) -> None:
+        """post: the engine's; secret: what an ingress must say first."""
+        self._post = post
+        self._secret = secret
+        self._owners: dict[str, _Ingress] = {}
+        self._loop = asyncio.get_running_loop()
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str) -> int:
+        """Listen on a free port of `host`; the port."""
+        self._server = await asyncio.start_server(self._serve, host, 0)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def deliver(self, events: list[Event]) -> None:
+        """Send a step's events to the ingresses that their requests came from."""
+        self._loop.call_soon_threadsafe(self._route, events)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ingress = _Ingress(writer)
+        try:
+            hello = await read_frame(reader)
+            if not (isinstance(hello, str) and hmac.compare_digest(hello.encode(), self._secret.encode())):
+                raise BadFrame("a connection without the link's secret")
+            while (value := await read_frame(reader)) is not None:
+                self._take(ingress, unpack_message(value))
+        except BadFrame as error:
+            log.warning("link closed: %s", error)
+        finally:
+            for request_id in list(ingress.requests):
+                self._owners.pop(request_id, None)
+                self._post(Cancel(request_id))
+            writer.close()
+
+    def _take(self, ingress: _Ingress, message: Message) -> None:
+        if isinstance(message, EngineRequest):
+            if message.request_id in self._owners:
+                text = f"request_id {message.request_id!r} is running already, expected a new one"
+                refusal = FailedEvent(message.request_id, message.attempt, Code.INVALID_ARGUMENT, text)
+                ingress.writer.write(frame([pack_event(refusal)]))
+                return
+            self._owners[message.request_id] = ingress
+            ingress.requests[message.request_id] = message.n
+        elif message.request_id not in ingress.requests:
+            return  # it ended meanwhile, or is another ingress's
+        elif isinstance(message, Cancel) and message.choice is None:
+            self._forget(message.request_id)
+        self._post(message)
+
+    def _route(self, events: list[Event]) -> None:
+        frames: dict[_Ingress, list[list[object]]] = {}
+        for event in events:
+            ingress = self._owners.get(event.request_id)
+            if ingress is None:
+                continue
+            frames.setdefault(ingress, []).append(pack_event(event))
+            if isinstance(event, FailedEvent):
+                self._forget(event.request_id)
+            elif isinstance(event, TokenEvent) and event.finish_reason:
+                ingress.requests[event.request_id] -= 1
+                if not ingress.requests[event.request_id]:
+                    self._forget(event.request_id)
+        for ingress, packed in frames.items():
+            ingress.writer.write(frame(packed))
+            unread = ingress.writer.transport.get_write_buffer_size()
+            if unread > _UNREAD_LIMIT and ingress.draining is None:
+                ingress.draining = asyncio.create_task(self._drain(ingress))
+
+    async def _drain(self, ingress: _Ingress) -> None:
+        """Hold an ingress's requests until it has read what was sent."""
+        held = list(ingress.requests)
+        for request_id in held:
+            self._post(Hold(request_id, True))
+        try:
+            await ingress.writer.drain()
+        except ConnectionError:
+            return  # the reading side sees the end and cancels
+        finally:
+            ingress.draining = None
+        for request_id in held:
+            if request_id in ingress.requests:
+                self._post(Hold(request_id, False))
+
+    def _forget(self, request_id: str) -> None:
+        ingress = self._owners.pop(request_id, None)
+        if ingress is not None:
+            ingress.requests.pop(request_id, None)
