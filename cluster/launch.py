@@ -76,7 +76,7 @@ class RayCluster:
         http.join()
         deployment: Any = HttpReplica
         serve.run(
-            deployment.bind(order, self.supervisor, [self.door]), name=self.app, route_prefix="/", _local_testing_mode=False
+            deployment.bind(order, self.supervisor), name=self.app, route_prefix="/"
         )
         self.grpc_port = _get(port)
         self._await_http()

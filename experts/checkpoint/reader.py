@@ -4,6 +4,7 @@ Only what is asked for is read: shards are memory-mapped, so a rank's own memory
 Knows no model family.
 """
 
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -35,6 +36,11 @@ class CheckpointReader:
         self._home: dict[str, SafetensorsFile] = {}
         if index is None:
             for file in opened.values():
+                twice = self._home.keys() & file.entries.keys()
+                if twice:
+                    raise UserError(
+                        f"tensor {min(twice)} in two files", "one, or an index that chooses", str(file.path)
+                    )
                 self._home.update(dict.fromkeys(file.entries, file))
         else:
             for name, path in index.items():
@@ -91,16 +97,20 @@ class CheckpointReader:
         dest.copy_(file.view(name)[index])
 
     def read_many(self, jobs: Iterable[Job], progress: Callable[[int], None] | None = None, threads: int = 4) -> None:
-        """`read_into` for each job, several at once. progress: called from any thread with the bytes of each copy.
+        """`read_into` for each job, several at once. progress: called from their threads, one at a time, with the
+        bytes of each copy.
 
         The first error ends the rest and is raised once nothing writes to a destination any more.
         """
+
+        lock = threading.Lock()
 
         def run(job: Job) -> None:
             name, dest, index = job
             self.read_into(name, dest, index)
             if progress is not None:
-                progress(dest.nbytes)
+                with lock:
+                    progress(dest.nbytes)
 
         with ThreadPoolExecutor(threads, thread_name_prefix="checkpoint") as pool:
             futures = [pool.submit(run, job) for job in jobs]

@@ -16,6 +16,7 @@ ALIASES = {
     "head_dim": ("head_dim", "attention_head_dim"),
     "dtype": ("dtype", "torch_dtype"),
 }
+_LARGEST = 2**31
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -38,6 +39,10 @@ class Config:
                 return self._values[name]
         return None
 
+    def keys(self) -> set[str]:
+        """Names that have a value."""
+        return {name for name, value in self._values.items() if value is not None}
+
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number; a per-layer list of equal ones counts as one."""
         value = self.raw(key)
@@ -49,20 +54,20 @@ class Config:
             raise self.wrong(key, value, "a whole number, the same for all layers")
         return value
 
-    def positive(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0."""
+    def positive(self, key: str, default: int | None = None, most: int = _LARGEST) -> int:
+        """A whole number from 1 to `most`."""
         value = self.integer(key, default)
-        if value < 1:
-            raise self.wrong(key, value, "a whole number above 0")
+        if not 1 <= value <= most:
+            raise self.wrong(key, value, f"a whole number from 1 to {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number."""
+        """A number; neither NaN nor infinite."""
         value = self.raw(key)
         if value is None and default is not None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.wrong(key, value, "a number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+            raise self.wrong(key, value, f"a number of at most {_LARGEST} either way")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:

@@ -21,6 +21,7 @@ class Trunk:
     norm_eps: float
     rope: RopeSpec
     max_position: int
+    extendable_to: int | None  # where yarn stretches further than max_position says
     tied: bool
 
 
@@ -31,17 +32,22 @@ def trunk(config: Config, eps: float, tied: bool) -> Trunk:
     if heads % kv_heads:
         raise config.wrong("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads = {heads}")
     head_dim = config.positive("head_dim", hidden // heads)
+    if head_dim % 2:
+        raise config.wrong("head_dim", head_dim, "an even number (rope turns pairs)")
     config.expect("hidden_act", "silu")
+    rope, max_position = rope_spec(config, head_dim), config.positive("max_position_embeddings")
+    stretched = int(rope.factor * rope.original_max_position) if rope.kind == "yarn" else 0
     return Trunk(
         vocab_size=config.positive("vocab_size"),
         hidden=hidden,
-        layers=config.positive("num_hidden_layers"),
+        layers=config.positive("num_hidden_layers", most=4096),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         norm_eps=config.number("rms_norm_eps", eps),
-        rope=rope_spec(config, head_dim),
-        max_position=config.positive("max_position_embeddings"),
+        rope=rope,
+        max_position=max_position,
+        extendable_to=stretched if stretched > max_position else None,
         tied=config.flag("tie_word_embeddings", tied),
     )
 
@@ -60,7 +66,7 @@ def expert_names(block: str, gate: str, up: str, down: str) -> ExpertNames:
 
 def experts_spec(config: Config, layers: tuple[int, ...], width: int, names: ExpertNames) -> ExpertsSpec:
     """The routed experts. Raises UserError when top-k exceeds the number of experts or no layer is an MoE layer."""
-    experts, top_k = config.positive("num_experts"), config.positive("num_experts_per_tok")
+    experts, top_k = config.positive("num_experts", most=32767), config.positive("num_experts_per_tok")
     if top_k > experts:
         raise config.wrong("num_experts_per_tok", top_k, f"at most num_experts = {experts}")
     if not layers:

@@ -18,12 +18,12 @@ def read(config: Config) -> ModelSpec:
     config.expect("routed_scaling_factor", 1.0, 1)
     config.expect("norm_topk_prob", True)
     config.expect("moe_layer_num_skipped", 0)
+    config.expect("use_mixed_mlp_moe", True)
     base = trunk(config, eps=1e-5, tied=False)
     width = config.positive("moe_intermediate_size", config.positive("intermediate_size"))
     shared = config.integer("num_shared_expert", 1)
     layers = tuple(range(base.layers))
-    alpha = config.section("rope_scaling") or config.section("rope_parameters")
-    static = alpha is not None and alpha.number("alpha", 0.0) > 0
+    static = base.rope.kind == "default" and base.rope.alpha > 1
     bias = config.flag("attention_bias", False)
     norm = config.flag("use_qk_norm", True)
     attention = "model.layers.{layer}.self_attn"
@@ -38,7 +38,7 @@ def read(config: Config) -> ModelSpec:
         norm_eps=base.norm_eps,
         rope=base.rope,
         max_position=base.max_position,
-        extendable_to=max(_TRAINED_POSITIONS, base.max_position) if static else None,
+        extendable_to=max(_TRAINED_POSITIONS, base.max_position) if static else base.extendable_to,
         tied=base.tied,
         qkv_bias=bias,
         output_bias=bias,

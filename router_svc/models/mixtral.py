@@ -20,7 +20,7 @@ def read(config: Config) -> ModelSpec:
         norm_eps=base.norm_eps,
         rope=base.rope,
         max_position=base.max_position,
-        extendable_to=None,
+        extendable_to=base.extendable_to,
         tied=base.tied,
         qkv_bias=False,
         output_bias=False,

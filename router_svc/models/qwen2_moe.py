@@ -7,7 +7,6 @@ from router_svc.models.spec import GateSpec, ModelSpec, SharedSpec
 
 def read(config: Config) -> ModelSpec:
     """The spec of a Qwen2-MoE config."""
-    config.expect("use_sliding_window", False)
     base = trunk(config, eps=1e-6, tied=False)
     block = "model.layers.{layer}.mlp"
     return ModelSpec(
@@ -21,13 +20,13 @@ def read(config: Config) -> ModelSpec:
         norm_eps=base.norm_eps,
         rope=base.rope,
         max_position=base.max_position,
-        extendable_to=None,
+        extendable_to=base.extendable_to,
         tied=base.tied,
         qkv_bias=config.flag("qkv_bias", True),
         output_bias=False,
         qk_norm="none",
         qk_norm_names=(),
-        windows=(None,) * base.layers,
+        windows=_windows(config, base.layers),
         gate=GateSpec(f"{block}.gate.weight", float32=False, renormalise=config.flag("norm_topk_prob", False)),
         experts=experts_spec(
             config,
@@ -45,3 +44,17 @@ def read(config: Config) -> ModelSpec:
         eos_token_ids=config.integers("eos_token_id"),
         dtype=config.torch_dtype(),
     )
+
+
+def _windows(config: Config, layers: int) -> tuple[int | None, ...]:
+    """Sliding only with use_sliding_window: the layers that layer_types names, else even ones below max_window_layers."""
+    if not config.flag("use_sliding_window", False):
+        return (None,) * layers
+    window, limit = config.positive("sliding_window", 4096), config.integer("max_window_layers", 28)
+    kinds = config.raw("layer_types")
+    if kinds is None:
+        return tuple(window if i % 2 == 0 and i < limit else None for i in range(layers))
+    known = {"sliding_attention": window, "full_attention": None}
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in known for kind in kinds):
+        raise config.wrong("layer_types", kinds, f"{layers} times one of {', '.join(known)}")
+    return tuple(known[kind] for kind in kinds)

@@ -7,7 +7,7 @@ from router_svc.models.spec import GateSpec, ModelSpec
 
 def read(config: Config) -> ModelSpec:
     """The spec of a Qwen3-MoE config."""
-    config.expect("use_sliding_window", False)
+    window = config.positive("sliding_window", 4096) if config.flag("use_sliding_window", False) else None
     base = trunk(config, eps=1e-6, tied=False)
     bias = config.flag("attention_bias", False)
     attention = "model.layers.{layer}.self_attn"
@@ -22,13 +22,13 @@ def read(config: Config) -> ModelSpec:
         norm_eps=base.norm_eps,
         rope=base.rope,
         max_position=base.max_position,
-        extendable_to=None,
+        extendable_to=base.extendable_to,
         tied=base.tied,
         qkv_bias=bias,
         output_bias=bias,
         qk_norm="before_rope",
         qk_norm_names=(f"{attention}.q_norm.weight", f"{attention}.k_norm.weight"),
-        windows=(None,) * base.layers,
+        windows=(window,) * base.layers,
         gate=GateSpec(
             "model.layers.{layer}.mlp.gate.weight", float32=False, renormalise=config.flag("norm_topk_prob", False)
         ),

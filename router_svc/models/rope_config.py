@@ -9,29 +9,52 @@ from router_svc.models.spec import RopeSpec
 def rope_spec(config: Config, dim: int) -> RopeSpec:
     """rope_parameters (transformers 5) or rope_theta with rope_scaling (transformers 4), for heads of `dim`.
 
-    "dynamic" with alpha is Hunyuan's static form: base * alpha^(D/(D-2)), independent of length.
+    "dynamic" with alpha is Hunyuan's static form: base * alpha^(D/(D-2)), independent of length; without alpha it
+    depends on the length, so that cached keys would have to be turned again, and is refused.
     Raises UserError for a kind that is not built.
     """
+    config.expect("partial_rotary_factor", 1.0, 1)
+    theta = _theta(config, 10000.0)
     section = config.section("rope_parameters") or config.section("rope_scaling")
-    theta = config.number("rope_theta", 10000.0)
     if section is None:
         return RopeSpec("default", dim, theta)
-    theta = section.number("rope_theta", theta)
-    kind = section.raw("rope_type") or section.raw("type") or "default"
+    section.expect("partial_rotary_factor", 1.0, 1)
+    theta = _theta(section, theta)
+    kind = section.raw("rope_type") or section.raw("type")
     alpha = section.number("alpha", 0.0)
-    if kind in ("dynamic", "ntk_alpha") and alpha:
-        return RopeSpec("default", dim, theta * alpha ** (dim / (dim - 2)))
-    if kind == "default":
+    if kind is None and not section.keys() <= {"rope_theta"}:
+        raise section.wrong("rope_type", None, "a kind of rope for all layers")
+    if kind in ("dynamic", "ntk_alpha") and alpha > 0 and dim > 2:
+        return RopeSpec("default", dim, theta, alpha=alpha)
+    if kind is None or kind == "default":
         return RopeSpec("default", dim, theta)
     if kind == "linear":
-        return RopeSpec("linear", dim, theta, factor=section.number("factor"))
+        return RopeSpec("linear", dim, theta, factor=_factor(section))
     if kind == "yarn":
         return _yarn(config, section, dim, theta)
     raise section.wrong("rope_type", kind, "default, linear, yarn, or dynamic with alpha")
 
 
+def _theta(config: Config, default: float) -> float:
+    theta = config.number("rope_theta", default)
+    if theta <= 1:
+        raise config.wrong("rope_theta", theta, "a number above 1")
+    return theta
+
+
+def _factor(section: Config, default: float | None = None) -> float:
+    factor = section.number("factor", default)
+    if factor < 1:
+        raise section.wrong("factor", factor, "a number of at least 1")
+    return factor
+
+
 def _yarn(config: Config, section: Config, dim: int, theta: float) -> RopeSpec:
-    factor = section.number("factor")
+    longest = config.positive("max_position_embeddings")
+    original = config.positive(
+        "original_max_position_embeddings", section.positive("original_max_position_embeddings", longest)
+    )
+    factor = _factor(section, longest / original)
     mscale, all_dim = section.number("mscale", 0.0), section.number("mscale_all_dim", 0.0)
     if section.raw("attention_factor") is not None:
         attention = section.number("attention_factor")
@@ -44,11 +67,9 @@ def _yarn(config: Config, section: Config, dim: int, theta: float) -> RopeSpec:
         dim,
         theta,
         factor=factor,
-        original_max_position=section.positive(
-            "original_max_position_embeddings", config.positive("max_position_embeddings")
-        ),
-        beta_fast=section.number("beta_fast", 32.0),
-        beta_slow=section.number("beta_slow", 1.0),
+        original_max_position=original,
+        beta_fast=section.number("beta_fast", 32.0) or 32.0,
+        beta_slow=section.number("beta_slow", 1.0) or 1.0,
         truncate=section.flag("truncate", True),
         attention_factor=attention,
     )

@@ -12,14 +12,15 @@ QkNorm = Literal["none", "before_rope", "after_rope"]
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """Rotary position embedding (rotate-half). inv_freq and scale are computed by `parts.rope`.
+    """Rotary position embedding (rotate-half), as config.json states it; `parts.rope` computes the frequencies.
 
-    theta: the effective base (Hunyuan's alpha already folded in); factor: of linear and yarn.
+    alpha: Hunyuan's static stretch of the base, 1 = none; factor: of linear and yarn.
     """
 
     kind: Literal["default", "linear", "yarn"]
     dim: int
     theta: float
+    alpha: float = 1.0
     factor: float = 1.0
     original_max_position: int = 0
     beta_fast: float = 32.0

@@ -1,6 +1,5 @@
 """From a checkpoint to the tensors of an attention rank: names in, fused weights out. Never reads routed experts."""
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,7 +46,7 @@ class WeightLoader:
     def __init__(self, spec: ModelSpec, reader: CheckpointReader, dtype: torch.dtype, device: str) -> None:
         self._spec, self._reader, self._dtype, self._device = spec, reader, dtype, device
         self._jobs: list[Job] = []
-        self._done, self._lock = 0, threading.Lock()
+        self._done = 0
 
     def load(self, progress: Progress | None) -> ModelWeights:
         """All weights of the attention side. progress is called from several threads, one at a time.
@@ -128,10 +127,9 @@ class WeightLoader:
         total = attention_bytes(self._spec, self._dtype)
 
         def add(nbytes: int) -> None:
-            with self._lock:
-                self._done += nbytes
-                if progress is not None:
-                    progress(self._done, total)
+            self._done += nbytes
+            if progress is not None:
+                progress(self._done, total)
 
         jobs, self._jobs = self._jobs, []
         self._reader.read_many(jobs, add)

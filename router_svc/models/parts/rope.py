@@ -13,7 +13,8 @@ from router_svc.models.spec import RopeSpec
 def inverse_frequencies(spec: RopeSpec) -> torch.Tensor:
     """[D/2] float32, radians per position."""
     exponents = torch.arange(0, spec.dim, 2, dtype=torch.int64).float() / spec.dim
-    plain = 1.0 / (spec.theta**exponents)
+    theta = spec.theta if spec.alpha == 1 else spec.theta * spec.alpha ** (spec.dim / (spec.dim - 2))
+    plain = 1.0 / (theta**exponents)
     if spec.kind == "linear":
         return plain / spec.factor
     if spec.kind == "yarn":

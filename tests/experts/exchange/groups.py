@@ -28,6 +28,7 @@ def run_members(
     body: Callable[[CollectiveExchange, Member], Any],
     budget: int = 1024,
     timeout: float = 20.0,
+    device: str = "cpu",
 ) -> list[Any]:
     """Run `body` in a thread per member; their results in order. The first error is raised."""
     store = open_store("127.0.0.1")
@@ -36,8 +37,9 @@ def run_members(
 
     def main(index: int, seat: Member) -> None:
         try:
+            place = f"cuda:{index}" if device == "cuda" else device
             client = connect_store("127.0.0.1", store.port, 10)
-            group = build_group(client, members.epoch, index, members.size, "cpu", "127.0.0.1", timeout)
+            group = build_group(client, members.epoch, index, members.size, place, "127.0.0.1", timeout)
             exchange = CollectiveExchange(group, members, seat.rank, placement, form, budget)
             del group
             try:

@@ -1,0 +1,55 @@
+"""The ASGI app of one Serve replica's process. Serve pickles a deployment's class by value, so state must live apart."""
+
+import asyncio
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from router_svc.api.http import build_app
+from router_svc.ingress import Ingress, IngressOrder
+
+
+class ReplicaApp:
+    """What Serve calls. The real app needs the event loop and the links, and is built with the first request."""
+
+    def __init__(self) -> None:
+        self._source: tuple[IngressOrder, Any] | None = None
+        self._app: ASGIApp | None = None
+        self._building: asyncio.Lock | None = None
+
+    def configure(self, order: IngressOrder, supervisor: Any) -> None:
+        """What to serve; called once, when the replica starts."""
+        self._source = (order, supervisor)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        app = self._app or await self._build()
+        await app(scope, receive, send)
+
+    async def _build(self) -> ASGIApp:
+        assert self._source is not None, "a replica is configured before its first request"
+        if self._building is None:
+            self._building = asyncio.Lock()
+        async with self._building:
+            if self._app is None:
+                ingress = Ingress(*self._source)
+                self._app = build_app(await ingress.start(), ingress.admin)
+            return self._app
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+APP = ReplicaApp()
+
+
+def app() -> ReplicaApp:
+    """This process's app."""
+    return APP

@@ -1,0 +1,74 @@
+"""Grouped SwiGLU against its plain statement and against a double-precision loop."""
+
+import pytest
+import torch
+
+from experts.ffn import grouped_swiglu, swiglu_reference
+
+SHAPES = [(0, 2, 4, 16, 8), (1, 1, 1, 16, 8), (1, 3, 5, 40, 24), (7, 3, 5, 64, 48), (33, 4, 16, 96, 32), (130, 2, 3, 32, 64)]
+
+
+def case(rows: int, top_k: int, slots: int, hidden: int, width: int, dtype: torch.dtype, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """x, slots, weights, w13, w2 of a layer; rows name distinct slots and some none."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, hidden, generator=g).to(dtype)
+    picks = [torch.randperm(slots, generator=g)[:top_k] for _ in range(rows)]
+    ids = torch.stack(picks) if rows else torch.empty(0, top_k)
+    ids = torch.where(torch.rand(rows, ids.shape[1], generator=g) < 0.2, -1, ids).to(torch.int32)
+    weights = torch.rand(rows, ids.shape[1], generator=g)
+    w13 = (torch.randn(slots, 2 * width, hidden, generator=g) / hidden**0.5).to(dtype)
+    return x, ids, weights, w13, (torch.randn(slots, hidden, width, generator=g) / width**0.5).to(dtype)
+
+
+def exact(x: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+    """[N, H] float64 by loops, nothing rounded between."""
+    out = torch.zeros(x.shape, dtype=torch.float64)
+    width = w2.shape[2]
+    for n in range(x.shape[0]):
+        for k in range(slots.shape[1]):
+            s = int(slots[n, k])
+            if s >= 0:
+                both = w13[s].double() @ x[n].double()
+                hidden = torch.nn.functional.silu(both[:width]) * both[width:]
+                out[n] += weights[n, k].double() * (w2[s].double() @ hidden)
+    return out
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_float32_is_the_reference(shape: tuple[int, int, int, int, int]) -> None:
+    args = case(*shape, torch.float32)
+    out, plain, truth = grouped_swiglu(*args), swiglu_reference(*args), exact(*args)
+    assert out.dtype == torch.float32
+    scale = truth.abs().max().item() if truth.numel() else 1.0
+    for got in (out, plain):
+        assert torch.allclose(got.double(), truth, atol=1e-5 * scale, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16_is_near_the_exact_value(shape: tuple[int, int, int, int, int]) -> None:
+    args = case(*shape, torch.bfloat16)
+    truth = exact(*args)
+    scale = truth.abs().max().item() if truth.numel() else 1.0
+    assert torch.allclose(grouped_swiglu(*args).double(), truth, atol=2e-2 * scale, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, 17, 64])
+def test_all_rows_to_one_slot(dtype: torch.dtype, rows: int) -> None:
+    x, _, _, w13, w2 = case(rows, 1, 4, 48, 32, dtype)
+    slots = torch.full((rows, 2), -1, dtype=torch.int32)
+    slots[:, 1] = 2
+    weights = torch.rand(rows, 2)
+    truth = exact(x, slots, weights, w13, w2)
+    limit = 1e-5 if dtype == torch.float32 else 2e-2
+    assert torch.allclose(grouped_swiglu(x, slots, weights, w13, w2).double(), truth, atol=limit * truth.abs().max().item(), rtol=0)
+
+
+def test_slots_that_no_row_names_are_not_read() -> None:
+    x, _, _, w13, w2 = case(3, 1, 4, 16, 8, torch.float32)
+    w13[[0, 1, 3]] = float("nan")
+    w2[[0, 1, 3]] = float("nan")
+    slots = torch.tensor([[2], [2], [-1]], dtype=torch.int32)
+    out = grouped_swiglu(x, slots, torch.ones(3, 1), w13, w2)
+    assert out.isfinite().all()
+    assert (out[2] == 0).all()
