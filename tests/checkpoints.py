@@ -1,12 +1,19 @@
 """Tiny random checkpoints of every architecture, written by transformers itself, and its answers to compare with.
 
-    folder = checkpoints.make("mixtral", tmp_path / "mixtral")
+    folder = checkpoints.shared("mixtral")                    # one for the whole session: never write to it
+    folder = checkpoints.make("mixtral", tmp_path / "own")    # of your own; overrides are fields of its config
     tokens, logits = checkpoints.reference_greedy(folder, prompt_ids, 16)
+    assert checkpoints.smallest_gap(logits) >= 1e-3           # or the tokens are decided by rounding
+    text = tokenizer.json of the folder: ids 64..319 are the bytes, so any text is a prompt
 
-Weights are scaled up so that greedy decoding is decided by clear gaps (see `smallest_gap`).
+Importing this sets torch to one thread: the products are tiny, and a second thread on a busy machine waits for whole
+scheduler slices (5 s of tests took 130 s).
 """
 
+import atexit
 import json
+import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +21,8 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+torch.set_num_threads(1)
 
 VOCABULARY = 320
 _SHAPE: dict[str, Any] = {
@@ -96,6 +105,14 @@ def make(architecture: str, folder: Path, seed: int = 0, scale: float = 2.0, **o
     return folder
 
 
+@cache
+def shared(architecture: str) -> Path:
+    """The checkpoint of `architecture` with its default fields, written once a session. Read-only for its users."""
+    folder = Path(tempfile.mkdtemp(prefix=f"tokenyard-{architecture}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return make(architecture, folder)
+
+
 def write_tokenizer(folder: Path) -> None:
     """A byte-level tokenizer.json: ids 0..63 are specials and fillers, 64..319 the bytes; any text round-trips."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -118,6 +135,47 @@ def edit_config(folder: Path, drop: tuple[str, ...] = (), **values: Any) -> None
         config.pop(key, None)
     config.update(values)
     path.write_text(json.dumps(config))
+
+
+def as_transformers_4(folder: Path) -> None:
+    """Rewrite config.json in place to the older dialect: rope_theta and rope_scaling, torch_dtype."""
+    config = json.loads((folder / "config.json").read_text())
+    rope = dict(config["rope_parameters"])
+    theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
+    scaling = None if kind == "default" else {"type": kind, **rope}
+    edit_config(folder, ("rope_parameters", "dtype"), rope_theta=theta, rope_scaling=scaling, torch_dtype="float32")
+
+
+def as_hunyuan_on_the_hub(folder: Path, model_type: str = "hunyuan_v1_moe") -> None:
+    """Rewrite a Hunyuan config.json in place as A13B's is: lists per layer, attention_head_dim, inert leftovers."""
+    as_transformers_4(folder)
+    config = json.loads((folder / "config.json").read_text())
+    layers = config["num_hidden_layers"]
+    rope = config["rope_scaling"]
+    edit_config(
+        folder,
+        ("head_dim",),
+        model_type=model_type,
+        attention_head_dim=config["head_dim"],
+        moe_topk=[config["moe_topk"]] * layers,
+        moe_intermediate_size=[config["intermediate_size"]] * layers,
+        num_shared_expert=[1] * layers,
+        rope_scaling={**rope, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0} if rope else None,
+        use_mixed_mlp_moe=True,
+        moe_layer_num_skipped=0,
+        moe_drop_tokens=False,
+        use_cla=False,
+        cla_share_factor=2,
+        use_mla=False,
+        use_qk_norm=True,
+        norm_topk_prob=True,
+        routed_scaling_factor=1.0,
+        group_limited_greedy=False,
+        mlp_bias=False,
+        org_vocab_size=config["vocab_size"],
+        bos_token_id=1,
+        anyres_vit_max_image_size=None,
+    )
 
 
 @cache

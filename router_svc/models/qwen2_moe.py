@@ -47,14 +47,14 @@ def read(config: Config) -> ModelSpec:
 
 
 def _windows(config: Config, layers: int) -> tuple[int | None, ...]:
-    """Sliding only with use_sliding_window: the layers that layer_types names, else even ones below max_window_layers."""
+    """None without use_sliding_window; else layer_types decides, or, absent, even layers below max_window_layers slide."""
     if not config.flag("use_sliding_window", False):
         return (None,) * layers
     window, limit = config.positive("sliding_window", 4096), config.integer("max_window_layers", 28)
     kinds = config.raw("layer_types")
     if kinds is None:
         return tuple(window if i % 2 == 0 and i < limit else None for i in range(layers))
-    known = {"sliding_attention": window, "full_attention": None}
-    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in known for kind in kinds):
+    known: dict[str, int | None] = {"sliding_attention": window, "full_attention": None}
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in tuple(known) for kind in kinds):
         raise config.wrong("layer_types", kinds, f"{layers} times one of {', '.join(known)}")
     return tuple(known[kind] for kind in kinds)

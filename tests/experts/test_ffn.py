@@ -5,10 +5,19 @@ import torch
 
 from experts.ffn import grouped_swiglu, swiglu_reference
 
-SHAPES = [(0, 2, 4, 16, 8), (1, 1, 1, 16, 8), (1, 3, 5, 40, 24), (7, 3, 5, 64, 48), (33, 4, 16, 96, 32), (130, 2, 3, 32, 64)]
+SHAPES = [
+    (0, 2, 4, 16, 8),
+    (1, 1, 1, 16, 8),
+    (1, 3, 5, 40, 24),
+    (7, 3, 5, 64, 48),
+    (33, 4, 16, 96, 32),
+    (130, 2, 3, 32, 64),
+]
 
 
-def case(rows: int, top_k: int, slots: int, hidden: int, width: int, dtype: torch.dtype, seed: int = 0) -> tuple[torch.Tensor, ...]:
+def case(
+    rows: int, top_k: int, slots: int, hidden: int, width: int, dtype: torch.dtype, seed: int = 0
+) -> tuple[torch.Tensor, ...]:
     """x, slots, weights, w13, w2 of a layer; rows name distinct slots and some none."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, hidden, generator=g).to(dtype)
@@ -20,7 +29,9 @@ def case(rows: int, top_k: int, slots: int, hidden: int, width: int, dtype: torc
     return x, ids, weights, w13, (torch.randn(slots, hidden, width, generator=g) / width**0.5).to(dtype)
 
 
-def exact(x: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+def exact(
+    x: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
+) -> torch.Tensor:
     """[N, H] float64 by loops, nothing rounded between."""
     out = torch.zeros(x.shape, dtype=torch.float64)
     width = w2.shape[2]
@@ -61,7 +72,9 @@ def test_all_rows_to_one_slot(dtype: torch.dtype, rows: int) -> None:
     weights = torch.rand(rows, 2)
     truth = exact(x, slots, weights, w13, w2)
     limit = 1e-5 if dtype == torch.float32 else 2e-2
-    assert torch.allclose(grouped_swiglu(x, slots, weights, w13, w2).double(), truth, atol=limit * truth.abs().max().item(), rtol=0)
+    assert torch.allclose(
+        grouped_swiglu(x, slots, weights, w13, w2).double(), truth, atol=limit * truth.abs().max().item(), rtol=0
+    )
 
 
 def test_slots_that_no_row_names_are_not_read() -> None:

@@ -33,7 +33,6 @@ def filled_slots(rank: int) -> ExpertSlots:
         for slot, expert in enumerate(held[layer].tolist()):
             slots.w13[layer][slot].copy_(w13[expert])
             slots.w2[layer][slot].copy_(w2[expert])
-    slots.seal()
     return slots
 
 
@@ -43,7 +42,9 @@ def all_weights() -> tuple[torch.Tensor, torch.Tensor]:
     return w13, torch.randn(SPEC.experts, SPEC.hidden, SPEC.width, generator=generator)
 
 
-def run_cluster(drive: Callable[[CollectiveExchange, ExpertLayers, list[Doorbell]], None]) -> tuple[list[str], list[int]]:
+def run_cluster(
+    drive: Callable[[CollectiveExchange, ExpertLayers, list[Doorbell]], None],
+) -> tuple[list[str], list[int]]:
     """1 + 2: what `on_lost` was told, and the tokens each expert rank computed."""
     members = membership(1, 2)
     bells = [Doorbell(), Doorbell()]
@@ -85,7 +86,6 @@ def test_computes_sleeps_and_ends_with_the_group() -> None:
 
     lost, counted = run_cluster(drive)
     assert lost == []
-    assert counted == [x for x in counted if x >= 0]
     assert sum(counted) == 2 * 2 * 6 * SPEC.top_k
 
 

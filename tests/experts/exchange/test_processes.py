@@ -79,7 +79,9 @@ def test_close_from_another_thread_ends_a_blocked_call_and_releases_peers() -> N
     """Rank 2 never takes part: the others would wait for it until the timeout."""
     store = open_store("127.0.0.1")
     exchanges: dict[int, CollectiveExchange] = {}
-    builders = [threading.Thread(target=lambda r=r: exchanges.update({r: make_exchange(store.port, r)})) for r in range(3)]
+    builders = [
+        threading.Thread(target=lambda r=r: exchanges.update({r: make_exchange(store.port, r)})) for r in range(3)
+    ]
     for builder in builders:
         builder.start()
     for builder in builders:
@@ -135,7 +137,9 @@ def test_members_of_unlike_epochs_do_not_meet() -> None:
 def test_a_hung_peer_ends_in_a_timeout() -> None:
     store = open_store("127.0.0.1")
     built: dict[int, CollectiveExchange] = {}
-    builders = [threading.Thread(target=lambda r=r: built.update({r: make_exchange(store.port, r, 0.5)})) for r in range(3)]
+    builders = [
+        threading.Thread(target=lambda r=r: built.update({r: make_exchange(store.port, r, 0.5)})) for r in range(3)
+    ]
     for builder in builders:
         builder.start()
     for builder in builders:
