@@ -31,6 +31,7 @@ from router_svc.door import Door  # noqa: E402
 from router_svc.ingress import IngressOrder  # noqa: E402
 from router_svc.serve_app import HttpReplica  # noqa: E402
 
+SAME_SIGNAL = 1.0  # s; a shell and a wrapper may both pass one Ctrl-C on
 _OBJECT_STORE = 80 << 20  # bytes; tokens and weights never go through it
 
 
@@ -47,6 +48,7 @@ class RayCluster:
         self.namespace = f"tokenyard-{secrets.token_hex(4)}"
         self.app = self.namespace
         self.private = plan.config.ray_address is None and not os.environ.get("RAY_ADDRESS")
+        self.joined = False  # whether this object called ray.init
         self.supervisor: Any = None
         self.door: Any = None
         self.grpc_port = 0
@@ -87,19 +89,21 @@ class RayCluster:
             _quietly(lambda: ray.get(self.door.stop.remote(2.0), timeout=5))
         if self.supervisor is not None:
             _quietly(lambda: ray.get(self.supervisor.stop.remote(), timeout=8))
-        if ray.is_initialized():
-            if self.private:
-                _quietly(serve.shutdown)
-            else:
-                _quietly(lambda: serve.delete(self.app))
-            for actor in (self.door, self.supervisor):
-                if actor is not None:
-                    _quietly(lambda actor=actor: ray.kill(actor))
+        if not ray.is_initialized():
+            return
+        _quietly(lambda: serve.delete(self.app, _blocking=not self.private))
+        for actor in (self.door, self.supervisor):
+            if actor is not None:
+                _quietly(lambda actor=actor: ray.kill(actor))
+        if self.joined:
             ray.shutdown()
 
     def _start_ray(self) -> None:
         for name in ("ray", "ray.serve"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        if ray.is_initialized():  # by whoever embeds this; its Ray outlives us
+            self.private = False
+            return
         common: dict[str, Any] = {
             "namespace": self.namespace, "log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True,
         }  # fmt: skip
@@ -109,11 +113,13 @@ class RayCluster:
                 ray.init(address=address, **common)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(f"no Ray at {address} ({error})", "a running Ray", "--ray-address") from None
+            self.joined = True
             return
         ray.init(
             address="local", num_cpus=2, include_dashboard=False, object_store_memory=_OBJECT_STORE,
             _node_ip_address="127.0.0.1", **common,
         )  # fmt: skip
+        self.joined = True
 
     def _start_serve(self) -> None:
         config = self.plan.config
@@ -154,11 +160,15 @@ class RayCluster:
 def run(plan: ServePlan) -> None:
     """Serve until SIGINT or SIGTERM; a second signal ends at once."""
     stop = threading.Event()
-    starting = True
+    starting, asked = True, 0.0
 
     def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
         if stop.is_set():
-            os._exit(1)
+            if time.monotonic() - asked > SAME_SIGNAL:
+                os._exit(1)
+            return
+        asked = time.monotonic()
         stop.set()
         if starting:
             raise Stopped

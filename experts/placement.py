@@ -150,9 +150,10 @@ class Placement:
 def _read_table(path: Path) -> npt.NDArray[Any]:
     where = f"placement file {path}"
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise UserError("a single array", "an npz archive with the key slot_expert", where)
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise UserError("a single array", "an npz archive with the key slot_expert", where)
+        with loaded as archive:
             if "slot_expert" not in archive.files:
                 raise UserError(f"keys {sorted(archive.files)}", "the key slot_expert", where)
             table: npt.NDArray[Any] = archive["slot_expert"]

@@ -4,7 +4,6 @@
     folder = checkpoints.make("mixtral", tmp_path / "own")    # of your own; overrides are fields of its config
     tokens, logits = checkpoints.reference_greedy(folder, prompt_ids, 16)
     assert checkpoints.smallest_gap(logits) >= 1e-3           # or the tokens are decided by rounding
-    text = tokenizer.json of the folder: ids 64..319 are the bytes, so any text is a prompt
 
 Importing this sets torch to one thread: the products are tiny, and a second thread on a busy machine waits for whole
 scheduler slices (5 s of tests took 130 s).

@@ -174,32 +174,40 @@ class Network(nn.Module):
         return functional.linear(states, self.embed)
 
 
-def export(network: Network) -> dict[str, torch.Tensor]:
-    """bfloat16 tensors under their names on disk."""
-    s, tensors = network.shape, {"model.embed_tokens.weight": network.embed, "model.norm.weight": network.final_norm}
+def named(network: Network) -> dict[str, torch.Tensor]:
+    """Views of all weights under their names on disk."""
+    s = network.shape
+    tensors = {"model.embed_tokens.weight": network.embed.data, "model.norm.weight": network.final_norm.data}
     for i, layer in enumerate(network.layers):
+        assert isinstance(layer, Layer), "a network is made of layers"
         block = f"model.layers.{i}"
         rows = [s.heads * s.head_dim, s.kv_heads * s.head_dim, s.kv_heads * s.head_dim]
-        for name, part in zip("qkv", layer.qkv.split(rows), strict=True):
+        for name, part in zip("qkv", layer.qkv.data.split(rows), strict=True):
             tensors[f"{block}.self_attn.{name}_proj.weight"] = part
         tensors |= {
-            f"{block}.self_attn.o_proj.weight": layer.out,
-            f"{block}.self_attn.query_layernorm.weight": layer.q_norm,
-            f"{block}.self_attn.key_layernorm.weight": layer.k_norm,
-            f"{block}.input_layernorm.weight": layer.input_norm,
-            f"{block}.post_attention_layernorm.weight": layer.post_norm,
-            f"{block}.mlp.gate.wg.weight": layer.router,
+            f"{block}.self_attn.o_proj.weight": layer.out.data,
+            f"{block}.self_attn.query_layernorm.weight": layer.q_norm.data,
+            f"{block}.self_attn.key_layernorm.weight": layer.k_norm.data,
+            f"{block}.input_layernorm.weight": layer.input_norm.data,
+            f"{block}.post_attention_layernorm.weight": layer.post_norm.data,
+            f"{block}.mlp.gate.wg.weight": layer.router.data,
         }
-        mlps = {"shared_mlp": (layer.shared_gate_up, layer.shared_down)}
-        mlps |= {f"experts.{e}": (layer.gate_up[e], layer.down[e]) for e in range(s.experts)}
+        mlps = {"shared_mlp": (layer.shared_gate_up.data, layer.shared_down.data)}
+        mlps |= {f"experts.{e}": (layer.gate_up.data[e], layer.down.data[e]) for e in range(s.experts)}
         for name, (gate_up, down) in mlps.items():
             gate, up = gate_up.chunk(2)
             tensors[f"{block}.mlp.{name}.gate_proj.weight"] = gate
             tensors[f"{block}.mlp.{name}.up_proj.weight"] = up
             tensors[f"{block}.mlp.{name}.down_proj.weight"] = down
-    return {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
+    return tensors
 
 
-def parameters(shape: Shape) -> int:
-    """Number of weights."""
-    return sum(p.numel() for p in Network(Shape(**asdict(shape))).parameters())
+def export(network: Network) -> dict[str, torch.Tensor]:
+    """bfloat16 copies under their names on disk."""
+    return {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in named(network).items()}
+
+
+def restore(network: Network, tensors: dict[str, torch.Tensor]) -> None:
+    """Fill a network from what `export` wrote."""
+    for name, view in named(network).items():
+        view.copy_(tensors[name])

@@ -1,149 +1,131 @@
-"""Trains the demo model from nothing: python -m router_svc.demo_model.train --out DIR.
+"""Train the demo model from scratch on drawn documents.
 
-Each step draws its batch from (seed, step), so a run that was stopped goes on as if it had not been. Every few minutes the
-weights go to DIR as a checkpoint that can be served, and the state of the optimizer beside it.
+    python -m router_svc.demo_model.train --out DIR --seed 1 --minutes 30
+
+Writes a whole checkpoint into DIR every few minutes, with training_log.jsonl beside it. The seed fixes data and
+first weights; the time limit decides how far it gets (the learning rate falls with the share of it that is used).
 """
 
 import argparse
 import json
 import math
-import os
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch.nn import functional
 
-from router_svc.demo_model.batches import Batch, draw_batch
-from router_svc.demo_model.export import write_configs, write_weights
-from router_svc.demo_model.network import Network, Routing, Shape
-from router_svc.demo_model.vocabulary import build_tokenizer, read_tokenizer, write_tokenizer
+from router_svc.demo_model.corpus import draw_document
+from router_svc.demo_model.network import Network, Shape, config_json, export
+from router_svc.demo_model.vocabulary import save_tokenizer, train_tokenizer
 
-STATE_FILE, LOG_FILE = "training_state.pt", "training_log.jsonl"
-BALANCE_WEIGHT = 0.01
-CAPACITY_FACTOR = 2.0
-CLIP_NORM = 1.0
-
-
-@dataclass
-class Progress:
-    """How far a run is."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
+ROWS, LENGTH = 24, 256
+PEAK_RATE, LAST_RATE, WARM_UP = 4e-3, 1e-4, 100  # the last in steps
+BALANCE = 0.002  # keeps experts alive and leaves domains apart
+CAPACITY = 1.5
+SAVE_EVERY = 180.0  # seconds
 
 
-def balance_loss(routing: Routing, experts: int) -> Tensor:
-    """Mean over layers of E * sum_e(share of tokens * mean probability); 1 when even. Taken over the whole mixture of a
-    batch, so each domain may still prefer experts of its own."""
-    losses = []
-    for probabilities, chosen in zip(routing.probabilities, routing.chosen):
-        share = torch.bincount(chosen.flatten(), minlength=experts) / chosen.numel()
-        losses.append(experts * (share * probabilities.mean(0)).sum())
-    return torch.stack(losses).mean()
+def packed_rows(tokenizer: Tokenizer, rng: Random) -> Iterator[tuple[list[int], list[int], list[int], list[int]]]:
+    """Rows of LENGTH: (ids, positions, document numbers, 1 where the NEXT token is to be learnt). Documents are not cut
+    unless longer than a row."""
+    ids: list[int] = []
+    positions: list[int] = []
+    owners: list[int] = []
+    learnt: list[int] = []
+    document = 0
+    while True:
+        drawn = draw_document(rng)
+        prompt = tokenizer.encode(drawn.prompt, add_special_tokens=False).ids
+        target = tokenizer.encode(drawn.target, add_special_tokens=False).ids
+        tokens = (prompt + target)[:LENGTH]
+        if len(ids) + len(tokens) > LENGTH:
+            pad = LENGTH - len(ids)
+            yield ids + [4] * pad, positions + [0] * pad, owners + [-1] * pad, learnt + [0] * pad
+            ids, positions, owners, learnt, document = [], [], [], [], 0
+        first = max(len(prompt), 1) - 1
+        ids += tokens
+        positions += range(len(tokens))
+        owners += [document] * len(tokens)
+        learnt += [int(first <= i < len(tokens) - 1) for i in range(len(tokens))]
+        document += 1
 
 
-def learning_rate(progress: float, peak: float, warmup: float = 0.03, floor: float = 0.02) -> float:
-    """Linear warm-up, then a cosine to `floor` of the peak; progress in [0, 1]."""
-    if progress < warmup:
-        return peak * progress / warmup
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup)))))
+def batches(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """ids, positions, mask [B, 1, N, N], learnt [B, N]."""
+    rows = packed_rows(tokenizer, Random(seed))
+    causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    while True:
+        ids, positions, owners, learnt = (torch.tensor(part) for part in zip(*(next(rows) for _ in range(ROWS)), strict=True))
+        mask = (owners[:, :, None] == owners[:, None, :]) & causal
+        yield ids, positions, mask[:, None], learnt.bool()
 
 
-def train_step(network: Network, optimizer: torch.optim.Optimizer, batch: Batch) -> dict[str, float]:
-    """One update; returns the losses and the gradient's norm."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden, routing = network(batch.ids, batch.rows, CAPACITY_FACTOR)
-        logits = network.logits(hidden[batch.sources])
-    loss = F.cross_entropy(logits.float(), batch.targets)
-    balance = balance_loss(routing, network.shape.experts)
-    optimizer.zero_grad(set_to_none=True)
-    (loss + BALANCE_WEIGHT * balance).backward()
-    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
-    optimizer.step()
-    return {"loss": loss.item(), "balance": balance.item(), "grad_norm": norm.item()}
+def rate(step: int, used: float) -> float:
+    """Learning rate: linear warm-up in steps, then a cosine over the share of time used."""
+    cosine = LAST_RATE + (PEAK_RATE - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(used, 1.0)))
+    return cosine * min(1.0, (step + 1) / WARM_UP)
 
 
-def save(folder: Path, network: Network, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Writes the servable weights, then the state to go on from."""
-    write_weights(network, folder)
-    part = folder / f"{STATE_FILE}.part"
-    torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}, part)
-    os.replace(part, folder / STATE_FILE)
-
-
-def restore(folder: Path, network: Network, optimizer: torch.optim.Optimizer) -> Progress:
-    """Goes on from the state in the folder; a new run when there is none."""
-    if not (folder / STATE_FILE).exists():
-        return Progress()
-    state = torch.load(folder / STATE_FILE, weights_only=True)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    return Progress(**state["progress"])
-
-
-def make_optimizer(network: Network) -> torch.optim.Optimizer:
-    """AdamW with decay on matrices only."""
-    matrices = [weight for weight in network.parameters() if weight.dim() > 1]
-    vectors = [weight for weight in network.parameters() if weight.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-9, fused=True)
-
-
-def train(options: argparse.Namespace) -> None:
-    """Runs until options.tokens are seen, saving on the way."""
-    folder: Path = options.out
+def save(network: Network, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a complete Hugging Face folder; the weights appear at once or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "tokenizer.json").exists():
-        write_tokenizer(build_tokenizer(), folder)
-    tokenizer, network = read_tokenizer(folder), Network(Shape())
-    write_configs(network.shape, folder)
-    network.initialise(torch.Generator().manual_seed(options.seed))
-    optimizer = make_optimizer(network)
-    progress = restore(folder, network, optimizer)
-    saved = now = time.monotonic()
-    while progress.tokens < options.tokens:
-        rate = learning_rate(progress.tokens / options.tokens, options.peak_rate)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        batch = draw_batch(Random(f"{options.seed}:{progress.step}"), tokenizer, options.batch_tokens)
-        measured = train_step(network, optimizer, batch)
-        before, now = now, time.monotonic()
-        progress = Progress(progress.step + 1, progress.tokens + len(batch.ids), progress.seconds + now - before)
-        if progress.step % options.log_every == 0:
-            write_log(folder, progress, measured | {"rate": rate})
-        if now - saved > 60 * options.save_minutes:
-            save(folder, network, optimizer, progress)
-            saved = now
-    save(folder, network, optimizer, progress)
+    (folder / "config.json").write_text(json.dumps(config_json(network.shape), indent=2) + "\n")
+    generation = {"do_sample": False, "eos_token_id": [3, 0], "pad_token_id": 4}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    save_tokenizer(tokenizer, folder)
+    save_file(export(network), folder / "model.partial", metadata={"format": "pt"})
+    (folder / "model.partial").rename(folder / "model.safetensors")
 
 
-def write_log(folder: Path, progress: Progress, measured: dict[str, float]) -> None:
-    """Appends a line to the log and prints it."""
-    line = json.dumps(vars(progress) | measured, default=float)
-    print(line, flush=True)
-    with (folder / LOG_FILE).open("a") as log:
-        log.write(line + "\n")
+def train(out: Path, seed: int, minutes: float) -> None:
+    """The whole training; see the module's docstring."""
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(seed)
+    network = Network(Shape(vocab=tokenizer.get_vocab_size()))
+    matrices = [p for p in network.parameters() if p.dim() > 1]
+    vectors = [p for p in network.parameters() if p.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
+    start = saved = time.monotonic()
+    save(network, tokenizer, out)
+    log = (out / "training_log.jsonl").open("w", buffering=1)
+    seen = 0
+    for step, (ids, positions, mask, learnt) in enumerate(batches(tokenizer, seed + 1)):
+        used = (time.monotonic() - start) / (60 * minutes)
+        if used >= 1:
+            break
+        for group in optimiser.param_groups:
+            group["lr"] = rate(step, used)
+        states, balance, _ = network(ids, positions, mask, CAPACITY)
+        wanted = ids[:, 1:][learnt[:, :-1]]
+        loss = functional.cross_entropy(network.logits(states[:, :-1][learnt[:, :-1]]), wanted)
+        optimiser.zero_grad(set_to_none=True)
+        (loss + BALANCE * balance).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        seen += ids.numel()
+        if step % 20 == 0:
+            row = {"step": step, "tokens": seen, "loss": round(loss.item(), 4), "balance": round(balance.item(), 3)}
+            log.write(json.dumps(row | {"seconds": round(time.monotonic() - start, 1)}) + "\n")
+        if time.monotonic() - saved > SAVE_EVERY:
+            save(network, tokenizer, out)
+            saved = time.monotonic()
+    save(network, tokenizer, out)
+    log.close()
 
 
 def main() -> None:
-    """Reads the command line and trains."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint; a stopped run there is continued")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=int, default=16_000_000, help="tokens to train on")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens a step")
-    parser.add_argument("--peak-rate", type=float, default=3e-3, help="highest learning rate")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--log-every", type=int, default=20, help="steps between log lines")
-    parser.add_argument("--save-minutes", type=float, default=2.0, help="minutes between saved states")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    train(options)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the log")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    arguments = parser.parse_args()
+    train(arguments.out, arguments.seed, arguments.minutes)
 
 
 if __name__ == "__main__":

@@ -34,10 +34,7 @@ class Config:
 
     def raw(self, key: str) -> Any:
         """The value under `key` or one of its aliases, None when absent."""
-        for name in ALIASES.get(key, (key,)):
-            if self._values.get(name) is not None:
-                return self._values[name]
-        return None
+        return self._values.get(self._spelled(key))
 
     def keys(self) -> set[str]:
         """Names that have a value."""
@@ -115,6 +112,14 @@ class Config:
             raise self.wrong(key, value, " or ".join(repr(v) for v in (default, *allowed)))
 
     def wrong(self, key: str, value: Any, expected: str) -> UserError:
-        """The error for a value of this file."""
-        found = f"{key} missing" if value is None else f"{key} = {value!r}"
+        """The error for a value of this file, under the name it has there."""
+        found = f"{key} missing" if value is None else f"{self._spelled(key)} = {_short(value)}"
         return UserError(found, expected, self.where)
+
+    def _spelled(self, key: str) -> str:
+        return next((name for name in ALIASES.get(key, ()) if self._values.get(name) is not None), key)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -23,25 +23,32 @@ class GenerationDefaults:
 def load_generation_defaults(folder: Path, spec: ModelSpec) -> GenerationDefaults:
     """Read generation_config.json; without the file, temperature 1 and the eos ids of config.json.
 
-    The eos ids are those of both files. Raises UserError for values of the wrong type.
+    The eos ids are those of both files. do_sample false means greedy; transformers leaves it out when it is false, so
+    where it is absent the file's own temperature, or 1, holds. Raises UserError for a value that is none of its field.
     """
     path = folder / "generation_config.json"
     if not path.is_file():
         return GenerationDefaults(eos_token_ids=spec.eos_token_ids)
     config = Config(read_json(path), str(path))
     ids = tuple(dict.fromkeys((*config.integers("eos_token_id"), *spec.eos_token_ids)))
-    penalty = config.number("repetition_penalty", 1.0)
-    # transformers writes no do_sample when it is false, its own default, but a file with sampling fields means them.
-    sampled = config.flag("do_sample", any(config.raw(k) is not None for k in ("temperature", "top_p", "top_k")))
-    if config.raw("do_sample") is None and not sampled:
-        return GenerationDefaults(eos_token_ids=ids, repetition_penalty=penalty)
-    if not sampled:
+    penalty = _within(config, "repetition_penalty", 1.0, 0.001, 1000.0)
+    if not config.flag("do_sample", True):
         return GenerationDefaults(eos_token_ids=ids, temperature=0.0, repetition_penalty=penalty)
+    top_k = config.integer("top_k", 0)
+    if top_k < -1:
+        raise config.wrong("top_k", top_k, "a whole number, 0 or -1 for off")
     return GenerationDefaults(
         eos_token_ids=ids,
-        temperature=config.number("temperature", 1.0),
-        top_p=config.number("top_p", 1.0),
-        top_k=config.integer("top_k", 0),
-        min_p=config.number("min_p", 0.0),
+        temperature=_within(config, "temperature", 1.0, 0.0, 1000.0),
+        top_p=_within(config, "top_p", 1.0, 0.0001, 1.0),
+        top_k=max(top_k, 0),
+        min_p=_within(config, "min_p", 0.0, 0.0, 1.0),
         repetition_penalty=penalty,
     )
+
+
+def _within(config: Config, key: str, default: float, least: float, most: float) -> float:
+    value = config.number(key, default)
+    if not least <= value <= most:
+        raise config.wrong(key, config.raw(key), f"a number from {least} to {most}")
+    return value

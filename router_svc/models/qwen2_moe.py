@@ -47,7 +47,7 @@ def read(config: Config) -> ModelSpec:
 
 
 def _windows(config: Config, layers: int) -> tuple[int | None, ...]:
-    """None without use_sliding_window; else layer_types decides, or, absent, even layers below max_window_layers slide."""
+    """Per layer; with use_sliding_window layer_types says which slide, else even ones below max_window_layers do."""
     if not config.flag("use_sliding_window", False):
         return (None,) * layers
     window, limit = config.positive("sliding_window", 4096), config.integer("max_window_layers", 28)

@@ -24,6 +24,8 @@ def load_spec(folder: Path) -> ModelSpec:
     values = read_json(folder / "config.json")
     config = Config.of(values, folder)
     model_type = config.raw("model_type")
+    if model_type is None:
+        raise config.wrong("model_type", None, f"one of {', '.join(sorted(FAMILIES))}")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         architectures = values.get("architectures")
         named = f"architecture {model_type!r}" + (

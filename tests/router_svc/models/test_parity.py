@@ -25,7 +25,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return checkpoints.shared(request.param)
 
 
-def reference_experts(spec: ModelSpec, reader: CheckpointReader) -> ExpertsCall:
+def reference_experts(spec: ModelSpec, reader: CheckpointReader, device: str = "cpu") -> ExpertsCall:
     """Every expert by its own two products: the plain statement of what an exchange must give."""
     experts, names = spec.experts, spec.experts.names
     weights = []
@@ -36,7 +36,7 @@ def reference_experts(spec: ModelSpec, reader: CheckpointReader) -> ExpertsCall:
             reader.read_into(names.gate.format(layer=layer, expert=e), w13[e, : experts.width])
             reader.read_into(names.up.format(layer=layer, expert=e), w13[e, experts.width :])
             reader.read_into(names.down.format(layer=layer, expert=e), w2[e])
-        weights.append((w13, w2))
+        weights.append((w13.to(device), w2.to(device)))
 
     def call(layer: int, x: torch.Tensor, route: Route) -> torch.Tensor:
         return swiglu_reference(x, route.ids, route.weights, *weights[layer])
@@ -53,6 +53,7 @@ class Pages:
         random.Random(5).shuffle(numbers)
         self.tables = torch.tensor(numbers).view(sequences, per_sequence)
         spec = model.spec
+        self.device = model.device
         self.cache = KVCache.allocate(
             spec.layers, len(numbers), BLOCK, spec.kv_heads, spec.head_dim, model.dtype, model.device
         )
@@ -67,13 +68,13 @@ class Pages:
             positions.extend(span.tolist())
             slots.extend((self.tables[sequence][span // BLOCK] * BLOCK + span % BLOCK).tolist())
         return ForwardBatch(
-            ids=torch.tensor(ids),
-            positions=torch.tensor(positions),
-            kv_slots=torch.tensor(slots),
+            ids=torch.tensor(ids, device=self.device),
+            positions=torch.tensor(positions, device=self.device),
+            kv_slots=torch.tensor(slots, device=self.device),
             query_lens=tuple(len(tokens) for _, _, tokens in rows),
             context_lens=tuple(first + len(tokens) for _, first, tokens in rows),
-            block_tables=self.tables[[sequence for sequence, _, _ in rows]],
-            logit_rows=torch.tensor(wanted),
+            block_tables=self.tables[[sequence for sequence, _, _ in rows]].to(self.device),
+            logit_rows=torch.tensor(wanted, device=self.device),
         )
 
 
@@ -82,13 +83,26 @@ def whole_prompt(model: CausalModel, experts: ExpertsCall, ids: list[int]) -> to
     return model.forward(pages.batch([(0, 0, ids)], True), pages.cache, experts)
 
 
-def load(folder: Path) -> tuple[CausalModel, ExpertsCall]:
+def load(folder: Path, device: str = "cpu") -> tuple[CausalModel, ExpertsCall]:
     spec, reader = load_spec(folder), CheckpointReader(folder)
-    return build_model(spec, reader, torch.float32, "cpu"), reference_experts(spec, reader)
+    return build_model(spec, reader, torch.float32, device), reference_experts(spec, reader, device)
 
 
 def prompt(length: int, seed: int) -> list[int]:
     return [random.Random(f"{seed}/{i}").randrange(1, checkpoints.VOCABULARY) for i in range(length)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_logits_on_cuda(folder: Path) -> None:
+    model, experts = load(folder, "cuda")
+    ids = prompt(200, 1)
+    pages = Pages(model, 2, len(ids))
+    parts = [
+        model.forward(pages.batch([(0, at, ids[at:end]), (1, 0, ids[:end])], True), pages.cache, experts)[: end - at]
+        for at, end in ((0, 100), (100, 199), (199, 200))
+    ]
+    assert (torch.cat(parts).cpu() - checkpoints.reference_logits(folder, ids)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("chunk", [None, 64, 17])
@@ -186,19 +200,24 @@ def test_variants_of_the_config(variant: str, tmp_path: Path) -> None:
     assert (torch.cat(parts) - checkpoints.reference_logits(folder, ids)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("dialect", ["transformers 4", "hub", "hub, hunyuan"])
-def test_older_configs_give_the_same_answers(dialect: str, tmp_path: Path, folder: Path) -> None:
-    own = tmp_path / "c"
-    shutil.copytree(folder, own)
-    if dialect == "transformers 4":
-        checkpoints.as_transformers_4(own)
-    elif load_spec(folder).architecture == "hunyuan_v1_moe":
-        checkpoints.as_hunyuan_on_the_hub(own, "hunyuan" if "," in dialect else "hunyuan_v1_moe")
-    else:
-        return
+def same_answers(changed: Path, original: Path) -> None:
     ids = prompt(40, 3)
-    assert load_spec(own) == load_spec(folder)
-    assert torch.equal(whole_prompt(*load(own), ids), whole_prompt(*load(folder), ids))
+    assert load_spec(changed) == load_spec(original)
+    assert torch.equal(whole_prompt(*load(changed), ids), whole_prompt(*load(original), ids))
+
+
+def test_the_older_dialect_gives_the_same_answers(tmp_path: Path, folder: Path) -> None:
+    shutil.copytree(folder, tmp_path / "c")
+    checkpoints.as_transformers_4(tmp_path / "c")
+    same_answers(tmp_path / "c", folder)
+
+
+@pytest.mark.parametrize("model_type", ["hunyuan", "hunyuan_v1_moe"])
+def test_hunyuan_as_on_the_hub(tmp_path: Path, model_type: str) -> None:
+    original = checkpoints.shared("hunyuan_v1_moe")
+    shutil.copytree(original, tmp_path / "c")
+    checkpoints.as_hunyuan_on_the_hub(tmp_path / "c", model_type)
+    same_answers(tmp_path / "c", original)
 
 
 def test_a_row_does_not_see_its_neighbours(folder: Path) -> None:

@@ -1,0 +1,54 @@
+"""One Ray for all end-to-end tests of a run, and clusters on it one after the other."""
+
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+
+from cluster.config import ServeConfig
+from cluster.launch import RayCluster
+from cluster.loading import LoadingView
+from cluster.plan import make_plan
+
+Starter = Callable[..., AbstractContextManager[RayCluster]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def http_port() -> Iterator[int]:
+    """Starts Ray; the port is fixed with the first cluster, since Serve has one proxy."""
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False,
+        logging_level=logging.ERROR, namespace="tests",
+    )  # fmt: skip
+    yield free_port()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def start_cluster(http_port: int) -> Starter:
+    """A context manager: folder and ServeConfig fields in, a started cluster out."""
+
+    @contextmanager
+    def start(folder: Path, **options: object) -> Iterator[RayCluster]:
+        config = replace(ServeConfig(), dtype="float32", grpc_port=0, http_port=http_port, **options)  # type: ignore[arg-type]
+        plan = make_plan(folder, config, check_ports=False)
+        cluster = RayCluster(plan)
+        try:
+            with LoadingView(plan.seats) as view:
+                cluster.start(view)
+            yield cluster
+        finally:
+            cluster.stop()
+
+    return start

@@ -1,0 +1,60 @@
+"""SIGKILL a rank under load: requests end with UNAVAILABLE that names the rank, the server stays up and refuses."""
+
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from router_svc.client import CallError, Client
+from router_svc.client.requests import Retries
+from tests import checkpoints
+from tests.e2e.conftest import Starter
+
+
+@pytest.mark.parametrize("role", ["expert", "attention"])
+def test_killed_rank(role: str, start_cluster: Starter, tmp_path: Path) -> None:
+    folder = checkpoints.make("qwen2_moe", tmp_path)
+    with start_cluster(folder, attention_workers=1, expert_workers=2) as cluster:
+        target = f"127.0.0.1:{cluster.grpc_port}"
+        with Client(target, retries=Retries(attempts=1)) as client:
+            victim = next(w for w in client.status()["workers"] if w["role"] == role)
+            stream = client.generate_stream([5, 6, 7], max_tokens=900, temperature=0.0, ignore_eos=True)
+            for _ in range(5):
+                next(stream)
+            os.kill(victim["pid"], signal.SIGKILL)
+            started = time.monotonic()
+            with pytest.raises(CallError) as caught:
+                for _ in stream:
+                    pass
+            assert time.monotonic() - started < 5
+            assert caught.value.code == "UNAVAILABLE"
+            assert f"rank {victim['rank']}" in caught.value.message
+            _wait_until_refused(client)
+            with pytest.raises(CallError) as refused:
+                client.generate([5], max_tokens=2)
+            assert refused.value.code == "UNAVAILABLE"
+            assert f"rank {victim['rank']}" in refused.value.message
+            assert "logs are in" in refused.value.message
+            status = client.status()
+        assert status["state"] == "degraded"
+        assert [w["state"] for w in status["workers"] if w["rank"] == victim["rank"]] == ["dead"]
+        with pytest.raises(urllib.error.HTTPError) as unhealthy:
+            urllib.request.urlopen(f"http://127.0.0.1:{cluster.http_port}/health", timeout=10)
+        assert unhealthy.value.code == 503
+        assert unhealthy.value.headers["retry-after"]
+        with grpc.insecure_channel(target) as channel:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def _wait_until_refused(client: Client) -> None:
+    until = time.monotonic() + 5
+    while client.status()["state"] == "ready":
+        assert time.monotonic() < until, "a dead rank must show within 5 s"
+        time.sleep(0.05)
