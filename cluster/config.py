@@ -11,7 +11,9 @@ from experts.errors import UserError
 from router_svc.text.parser_names import PARSERS
 
 
-def option(default: Any, help_text: str, low: int | None = None, high: int | None = None, choices: tuple[str, ...] = ()) -> Any:
+def option(
+    default: Any, help_text: str, low: int | None = None, high: int | None = None, choices: tuple[str, ...] = ()
+) -> Any:
     """A field with what flags and errors need: help, the allowed range, the allowed words."""
     return field(default=default, metadata={"help": help_text, "low": low, "high": high, "choices": choices})
 
@@ -25,7 +27,9 @@ class ServeConfig:
         None, "Ranks that hold experts; 0 with one attention worker runs all in one process. Default 2.", 0, 4096
     )
     colocate: bool = option(False, "Every attention worker holds experts too.")
-    num_redundant_experts: int = option(0, "Spare slots per layer over all expert ranks, filled with replicas.", 0, 1 << 20)
+    num_redundant_experts: int = option(
+        0, "Spare slots per layer over all expert ranks, filled with replicas.", 0, 1 << 20
+    )
     device: str = option("auto", "Where tensors live.", choices=("auto", "cpu", "cuda"))
     dtype: str = option(
         "auto",
@@ -35,7 +39,9 @@ class ServeConfig:
     max_model_len: int | None = option(None, "Prompt and output together, in tokens. Default: the model's.", 2, 1 << 24)
     max_num_seqs: int = option(64, "Sequences that run at once in an attention worker.", 1, 65536)
     max_num_batched_tokens: int = option(1024, "Tokens of a step over all attention workers.", 1, 1 << 20)
-    kv_cache_memory_bytes: int | None = option(None, "KV cache of an attention worker. Default: 10 % of free memory.", 1, 1 << 46)
+    kv_cache_memory_bytes: int | None = option(
+        None, "KV cache of an attention worker. Default: 10 % of free memory.", 1, 1 << 46
+    )
     max_queue_len: int = option(1024, "Requests that may wait in an attention worker.", 1, 1 << 20)
     served_model_name: str | None = option(None, "The model's name in answers. Default: the folder's.")
     placement: Path | None = option(None, "Expert placement (.npz) to start with.")
@@ -67,7 +73,9 @@ class ServeConfig:
         for f in fields(self):
             check_value(f.name, getattr(self, f.name), f"--{flag_name(f.name)}")
         if self.colocate and self.expert_workers:
-            raise UserError(f"{self.expert_workers} with --colocate", "0 or absent (every worker holds experts)", "--expert-workers")
+            raise UserError(
+                f"{self.expert_workers} with --colocate", "0 or absent (every worker holds experts)", "--expert-workers"
+            )
         if not self.colocate and self.attention_workers > 1 and self.experts == 0:
             raise UserError("0 with several attention workers", "at least 1, or --colocate", "--expert-workers")
         if self.grpc_port == self.http_port and self.grpc_port:

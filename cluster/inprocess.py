@@ -34,7 +34,9 @@ Progress = Callable[[int, int, int], None]  # rank, bytes done, bytes in all
 class LocalRank:
     """The one rank: model, experts and engine, with the step loop in a thread of its own."""
 
-    def __init__(self, plan: ServePlan, deliver: Callable[[list[Event]], None], progress: Progress | None = None) -> None:
+    def __init__(
+        self, plan: ServePlan, deliver: Callable[[list[Event]], None], progress: Progress | None = None
+    ) -> None:
         spec, reader, device = plan.spec, CheckpointReader(plan.folder), plan.device
         slots = ExpertSlots(spec.experts, plan.placement.slots_per_rank, plan.dtype, device)
         model_bytes = 0
@@ -88,7 +90,11 @@ class LocalAdmin:
 
     async def metrics(self) -> str:
         rank = self._rank
-        views = [RankView.here(self._plan.seats[0], rank.experts.loads.snapshot(), rank.engine.stats(), rank.exchange.counters)]
+        views = [
+            RankView.here(
+                self._plan.seats[0], rank.experts.loads.snapshot(), rank.engine.stats(), rank.exchange.counters
+            )
+        ]
         return rank_metrics(views, self._book)
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -18,18 +19,18 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 
-import ray  # noqa: E402  (its settings are read at import)
-from ray import serve  # noqa: E402
-from ray.exceptions import RayActorError, RayTaskError  # noqa: E402
+import ray
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
 
-from cluster.loading import LoadingView  # noqa: E402
-from cluster.plan import ServePlan  # noqa: E402
-from cluster.run_local import ready_line  # noqa: E402
-from cluster.supervisor import Supervisor  # noqa: E402
-from experts.errors import UserError  # noqa: E402
-from router_svc.door import Door  # noqa: E402
-from router_svc.ingress import IngressOrder  # noqa: E402
-from router_svc.serve_app import HttpReplica  # noqa: E402
+from cluster.loading import LoadingView
+from cluster.plan import ServePlan
+from cluster.run_local import ready_line
+from cluster.supervisor import Supervisor
+from experts.errors import UserError
+from router_svc.door import Door
+from router_svc.ingress import IngressOrder
+from router_svc.serve_app import HttpReplica
 
 SAME_SIGNAL = 1.0  # s; a shell and a wrapper may both pass one Ctrl-C on
 _OBJECT_STORE = 80 << 20  # bytes; tokens and weights never go through it
@@ -42,12 +43,13 @@ class Stopped(BaseException):
 class RayCluster:
     """Everything that `serve` starts on Ray. `stop` leaves nothing of it behind."""
 
-    def __init__(self, plan: ServePlan) -> None:
+    def __init__(self, plan: ServePlan, ray_started: Callable[[], None] = lambda: None) -> None:
         http_port = plan.config.http_port or _free_port(plan.config.host)
         self.plan = replace(plan, config=replace(plan.config, http_port=http_port))
         self.namespace = f"tokenyard-{secrets.token_hex(4)}"
         self.app = self.namespace
         self.private = plan.config.ray_address is None and not os.environ.get("RAY_ADDRESS")
+        self._ray_started = ray_started
         self.joined = False  # whether this object called ray.init
         self.supervisor: Any = None
         self.door: Any = None
@@ -61,7 +63,8 @@ class RayCluster:
     def start(self, view: LoadingView) -> None:
         """Bring all up; ready when it returns. Raises UserError for what the user can mend."""
         self._start_ray()
-        log_dir = os.path.join(ray._private.worker._global_node.get_session_dir_path(), "logs")  # noqa: SLF001
+        self._ray_started()
+        log_dir = os.path.join(ray._private.worker._global_node.get_session_dir_path(), "logs")
         self.supervisor = ray.remote(Supervisor).options(**self._options("supervisor", 256)).remote(
             self.plan, self.namespace, log_dir
         )  # fmt: skip
@@ -77,9 +80,7 @@ class RayCluster:
         port = self.door.start.remote()
         http.join()
         deployment: Any = HttpReplica
-        serve.run(
-            deployment.bind(order, self.supervisor), name=self.app, route_prefix="/"
-        )
+        serve.run(deployment.bind(order, self.supervisor), name=self.app, route_prefix="/")
         self.grpc_port = _get(port)
         self._await_http()
 
@@ -157,33 +158,46 @@ class RayCluster:
             time.sleep(0.05)
 
 
-def run(plan: ServePlan) -> None:
-    """Serve until SIGINT or SIGTERM; a second signal ends at once."""
-    stop = threading.Event()
-    starting, asked = True, 0.0
+class _Signals:
+    """SIGINT and SIGTERM: the first asks to end (and breaks off a start), a later one ends at once."""
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if stop.is_set():
-            if time.monotonic() - asked > SAME_SIGNAL:
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.starting = True
+        self._when = 0.0
+
+    def install(self) -> None:
+        """Take the signals over; once more after ray.init, which takes SIGTERM for itself."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked.is_set():
+            if time.monotonic() - self._when > SAME_SIGNAL:
                 os._exit(1)
             return
-        asked = time.monotonic()
-        stop.set()
-        if starting:
+        self._when = time.monotonic()
+        self.asked.set()
+        if self.starting:
             raise Stopped
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
-    cluster = RayCluster(plan)
+
+def run(plan: ServePlan) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    signals = _Signals()
+    signals.install()
+    cluster = RayCluster(plan, signals.install)
     try:
         with LoadingView(plan.seats) as view, contextlib.suppress(Stopped):
             cluster.start(view)
-            starting = False
+            signals.starting = False
             print(ready_line(plan, cluster.grpc_port, cluster.http_port), flush=True)
-            stop.wait()
+            signals.asked.wait()
+    except SystemExit as ended:  # Ray's own handler, in the moment before ours is back
+        if ended.code != signal.SIGTERM:
+            raise
     finally:
-        starting = False
+        signals.starting = False
         cluster.stop()
 
 

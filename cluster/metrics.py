@@ -11,7 +11,11 @@ from cluster.status import RankView, StatusBook
 _ENGINE_GAUGES = (
     ("num_requests_running", "Sequences that run.", lambda e: e.running),
     ("num_requests_waiting", "Sequences that wait.", lambda e: e.waiting),
-    ("kv_cache_usage_perc", "Share of KV blocks held by requests, 0 to 1.", lambda e: e.kv_blocks_held / max(e.kv_blocks, 1)),
+    (
+        "kv_cache_usage_perc",
+        "Share of KV blocks held by requests, 0 to 1.",
+        lambda e: e.kv_blocks_held / max(e.kv_blocks, 1),
+    ),
 )
 _ENGINE_COUNTERS = (
     ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda e: e.prefix_queries),

@@ -163,7 +163,9 @@ def _kv_bytes(config: ServeConfig, spec: ModelSpec, dtype: torch.dtype, max_len:
     return max(min(share, useful), least)
 
 
-def _check_memory(config: ServeConfig, spec: ModelSpec, dtype: torch.dtype, kv_bytes: int, placement: Placement) -> None:
+def _check_memory(
+    config: ServeConfig, spec: ModelSpec, dtype: torch.dtype, kv_bytes: int, placement: Placement
+) -> None:
     """Refuse what this machine can't hold. With a Ray of several nodes their memory is not known here."""
     if config.ray_address is not None:
         return

@@ -39,7 +39,9 @@ def start_rank(plan: ServePlan, seat: Member, secret: str, namespace: str) -> Ra
         "num_gpus": 1 if plan.device == "cuda" else 0,
     }
     if seat.runs_attention:
-        actor = ray.remote(AttentionActor).options(**options).remote(AttentionOrder(order, plan.spec, plan.engine, secret))
+        actor = (
+            ray.remote(AttentionActor).options(**options).remote(AttentionOrder(order, plan.spec, plan.engine, secret))
+        )
     else:
         actor = ray.remote(ExpertActor).options(**options).remote(order)
     return RankHandle(seat, actor)

@@ -166,13 +166,14 @@ class Supervisor:
         views = []
         for handle in self._ranks:
             rank = handle.seat.rank
-            report, stats = self._reports.get(rank, (None, None))
+            last = self._reports.get(rank)
             state = self._life.seat_states[rank]
-            if report is None:
+            if last is None:
                 views.append(RankView(handle.seat, state, None, None))
             else:
-                idle = None if state == "dead" else stats
-                views.append(RankView(handle.seat, state, report.loads, idle, report.exchange))
+                totals, stats = last
+                running = None if state == "dead" else stats
+                views.append(RankView(handle.seat, state, totals.loads, running, totals.exchange))
         return views
 
 

@@ -7,6 +7,8 @@ Shape letters: N rows, K slots of a row, S slots, H hidden, I width of an expert
 import torch
 from torch.nn import functional
 
+from experts.kernels.native import native
+
 
 def swiglu_reference(
     x: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
@@ -30,7 +32,17 @@ def swiglu_reference(
 def grouped_swiglu(
     x: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
 ) -> torch.Tensor:
-    """What `swiglu_reference` states, touching only slots that rows name, each weight matrix once."""
+    """What `swiglu_reference` states, by the quickest way here; slots: int32; touches only slots that rows name."""
+    kernels = native() if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) else None
+    if kernels is not None and x.shape[0]:
+        return kernels.swiglu(x, slots, weights, w13, w2)
+    return torch_swiglu(x, slots, weights, w13, w2)
+
+
+def torch_swiglu(
+    x: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
+) -> torch.Tensor:
+    """What `swiglu_reference` states, with pairs sorted by slot and two matrix products for each slot that is named."""
     sums = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     if x.shape[0] == 0:
         return sums

@@ -111,7 +111,9 @@ class AttentionActor:
             self._engine.post(message)
         elif isinstance(message, EngineRequest):
             early: list[Event] = [
-                FailedEvent(message.request_id, message.attempt, Code.UNAVAILABLE, "the rank has joined no epoch yet", 1.0)
+                FailedEvent(
+                    message.request_id, message.attempt, Code.UNAVAILABLE, "the rank has joined no epoch yet", 1.0
+                )
             ]
             self._link.deliver(early)
 

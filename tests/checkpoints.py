@@ -83,7 +83,7 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any], str]] = {
 }
 
 
-def make(architecture: str, folder: Path, seed: int = 0, scale: float = 2.0, **overrides: Any) -> Path:
+def make(architecture: str, folder: Path, seed: int = 0, scale: float = 1.5, **overrides: Any) -> Path:
     """Write a float32 checkpoint with a tokenizer into `folder` and return it. overrides: fields of its config."""
     config_class, model_class, own, shard = ARCHITECTURES[architecture]
     torch.manual_seed(seed)

@@ -44,7 +44,13 @@ class Harness:
         exchange = LocalExchange(placement, self.config.max_num_batched_tokens)
         self.experts = ExpertLayers(spec.experts, exchange, slots, torch.float32, "cpu")
         cache = KVCache.allocate(
-            spec.layers, self.config.kv_blocks, self.config.block_size, spec.kv_heads, spec.head_dim, torch.float32, "cpu"
+            spec.layers,
+            self.config.kv_blocks,
+            self.config.block_size,
+            spec.kv_heads,
+            spec.head_dim,
+            torch.float32,
+            "cpu",
         )
         bell = Doorbell()
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()

@@ -37,7 +37,7 @@ def main() -> None:
     except UserError as error:
         _end(str(error), 2)
     except TyperException as error:
-        told = getattr(error, "format_message", lambda: str(error))()
+        told = error.format_message() if hasattr(error, "format_message") else str(error)
         if type(error).__name__ == "NoArgsIsHelpError":
             print(told)
             sys.exit(2)

@@ -11,7 +11,10 @@ import typer
 
 from cluster.config import ServeConfig, default_of, flag_name
 
-Model = Annotated[Optional[str], typer.Argument(metavar="MODEL", help="Folder with a checkpoint. Default: the small model that ships.")]  # noqa: UP045
+Model = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="Folder with a checkpoint. Default: the small model that ships."),
+]
 
 
 def serve_flags(skip: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -44,7 +47,10 @@ def _parameter(name: str) -> inspect.Parameter:
     metavar = {int: "N", str: "NAME", Path: "FILE"}.get(kind)
     declared = typer.Option(flag, help=text, metavar=metavar, show_default=False)
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[kind], declared]  # noqa: UP045
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[Optional[kind], declared],  # noqa: UP045
     )
 
 

@@ -2,7 +2,7 @@
 
 import importlib
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,9 @@ from cluster.config import merge, read_yaml
 def serve(
     *,
     model: Model = None,
-    config: Annotated[Optional[Path], typer.Option("--config", metavar="FILE", help="Flat YAML with the flags' names.")] = None,  # noqa: UP045
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Flat YAML with the flags' names.")
+    ] = None,
     flags: dict[str, Any],
 ) -> None:
     """Start a cluster and serve until Ctrl-C."""

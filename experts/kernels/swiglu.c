@@ -1,180 +1,33 @@
-/* Grouped SwiGLU over expert slots for small and middling numbers of rows. Knows no layers, ranks or Python.
+/* Grouped SwiGLU over expert slots: sorting pairs, memory, and the two kinds of elements. Knows no layers or ranks.
  *
- * One source, compiled per instruction set: dot products of bf16 rows go through VDPBF16PS where the target has it,
- * else through float32 (a bf16 is the upper half of a float32); vector width follows the target. Every weight is read
- * once per call: a few rows of a matrix are kept in cache while all rows of x that need them pass by.
- *
- * Sums are in float32, and their order depends neither on the number of threads nor on how work was divided.
- * Letters: N rows of x, K slots per row, P pairs (row, slot), H hidden, I width. Weights [S, 2I, H] and [S, H, I].
+ * One source, compiled per instruction set: dot products of bf16 go through VDPBF16PS where the target has it, else
+ * through float32. Sums are in float32; their order depends neither on the number of threads nor on how work was
+ * divided among them. Letters: N rows of x, K slots per row, P pairs (row, slot), S slots, H hidden, I width.
  */
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
-#define INLINE static inline __attribute__((always_inline))
-#define BLOCK 32 /* weight rows per piece of work */
-#define UNROLL _Pragma("GCC unroll 16")
+#include "lanes.h"
 
-typedef float vf __attribute__((vector_size(LANES * 4)));
-typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
-typedef int32_t vi __attribute__((vector_size(LANES * 4)));
-typedef uint16_t bf16;
-
-INLINE vf load_f(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
-INLINE vu load_u(const void *p) { vu v; memcpy(&v, p, sizeof v); return v; }
-INLINE float widen(bf16 b) { uint32_t u = (uint32_t)b << 16; float f; memcpy(&f, &u, 4); return f; }
-
-INLINE bf16 narrow(float f)
-{
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    if ((u & 0x7fffffffu) > 0x7f800000u)
-        return (bf16)((u >> 16) | 0x40); /* a NaN stays one */
-    return (bf16)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
-}
-
-INLINE float sum_lanes(vf v)
-{
-    float part[LANES], total = 0;
-    memcpy(part, &v, sizeof v);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++)
-            part[i] += part[i + width];
-    total = part[0];
-    return total;
-}
-
-/* e^x for all lanes, relative error below 2e-7; inputs are clamped to where the result is a normal number. */
-INLINE vf exp_lanes(vf x)
-{
-    const vf low = (vf){} - 87.0f, high = (vf){} + 88.0f, magic = (vf){} + 12582912.0f;
-    x = (vf)(((vu)x & (vu)(x > low)) | ((vu)low & ~(vu)(x > low)));
-    x = (vf)(((vu)x & (vu)(x < high)) | ((vu)high & ~(vu)(x < high)));
-    vf shifted = x * 1.44269504f + magic;
-    vf n = shifted - magic;
-    vf r = x - n * 0.693359375f - n * -2.12194440e-4f;
-    vf p = (vf){} + 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    vi power = ((vi)shifted << 23) + 0x3f800000;
-    return p * (vf)power;
-}
-
-/* The three element kinds of a dot product. x is prepared once per row, see prepare(). */
-#if defined(__AVX512BF16__)
-#define BF16_X bf16
-enum { BF16_STEP = 32 };
-INLINE vf bf16_dot(vf acc, vu w, const bf16 *x)
-{
-    return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)load_u(x));
-}
-#else
-#define BF16_X float
-enum { BF16_STEP = 2 * LANES };
-INLINE vf bf16_dot(vf acc, vu w, const float *x)
-{
-    acc += (vf)(w << 16) * load_f(x);                      /* even places */
-    return acc + (vf)(w & 0xffff0000u) * load_f(x + LANES); /* odd places */
-}
-#endif
-
-/* out[r][m] = dot(w + r*ldw, x[m]) for ROWS weight rows and COLS rows of x, count elements each. */
-#define DEFINE_DOTS(NAME, W, X, STEP, MULTIPLY, TAIL)                                                           \
-    INLINE void NAME(const W *w, int64_t ldw, const X *const *x, int64_t count, float *out, int64_t ldo,        \
-                     const int ROWS, const int COLS)                                                            \
-    {                                                                                                           \
-        vf acc[8][4];                                                                                           \
-        int64_t whole = count / STEP * STEP;                                                                    \
-        UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int m = 0; m < COLS; m++) acc[r][m] = (vf){};         \
-        for (int64_t i = 0; i < whole; i += STEP)                                                               \
-            UNROLL for (int r = 0; r < ROWS; r++)                                                               \
-            {                                                                                                   \
-                vu part = load_u(w + r * ldw + i);                                                              \
-                UNROLL for (int m = 0; m < COLS; m++) acc[r][m] = MULTIPLY(acc[r][m], part, x[m] + i);          \
-            }                                                                                                   \
-        UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int m = 0; m < COLS; m++)                             \
-        {                                                                                                       \
-            float total = sum_lanes(acc[r][m]);                                                                 \
-            for (int64_t i = whole; i < count; i++) total += TAIL(w[r * ldw + i], x[m][i]);                     \
-            out[r + m * ldo] = total;                                                                           \
-        }                                                                                                       \
-    }
-
-INLINE vf f32_dot(vf acc, vu w, const float *x) { return acc + (vf)w * load_f(x); }
-INLINE float f32_tail(float w, float x) { return w * x; }
-#if defined(__AVX512BF16__)
-INLINE float bf16_tail(bf16 w, bf16 x) { return widen(w) * widen(x); }
-#else
-INLINE float bf16_tail(bf16 w, float x) { return widen(w) * x; }
-#endif
-
-DEFINE_DOTS(dots_f32, float, float, LANES, f32_dot, f32_tail)
-DEFINE_DOTS(dots_bf16, bf16, BF16_X, BF16_STEP, bf16_dot, bf16_tail)
-
-/* The layout that bf16_dot wants x in: as it is for VDPBF16PS, else float32 with each step's even places first. */
-INLINE void prepare_bf16(BF16_X *to, const float *from, int64_t count)
-{
-#if defined(__AVX512BF16__)
-    for (int64_t i = 0; i < count; i++)
-        to[i] = narrow(from[i]);
-#else
-    int64_t whole = count / BF16_STEP * BF16_STEP, i = 0;
-    for (; i < whole; i += BF16_STEP)
-        for (int j = 0; j < LANES; j++) {
-            to[i + j] = widen(narrow(from[i + 2 * j]));
-            to[i + LANES + j] = widen(narrow(from[i + 2 * j + 1]));
-        }
-    for (; i < count; i++)
-        to[i] = widen(narrow(from[i]));
-#endif
-}
-
-INLINE void prepare_f32(float *to, const float *from, int64_t count) { memcpy(to, from, count * sizeof(float)); }
-
-/* Memory of a calling thread that is kept from call to call. */
-static __thread struct { void *at; size_t size; } kept;
-
-static void *scratch(size_t size)
-{
-    if (size > kept.size) {
-        free(kept.at);
-        kept.size = 0;
-        if (posix_memalign(&kept.at, 64, size)) {
-            kept.at = NULL;
-            return NULL;
-        }
-        kept.size = size;
-    }
-    return kept.at;
-}
+enum {
+    BLOCK = 32, /* weight rows per piece of work; a multiple of every STEP */
+    CHUNK = 64, /* rows of x that pass by a block at a time */
+    TILE_ROWS = LANES == 16 ? 4 : 2 /* with 4 rows of x, accumulators fill half of the registers */
+};
 
 struct job {
-    int64_t rows, top_k, slots, hidden, width;
+    int64_t rows, top_k, slots, hidden, width, pairs, active;
     int threads;
-    const int32_t *slot_of;
-    const float *weight_of;
-    float *out;
-    int64_t pairs, active;
-    int64_t *begin;     /* [S + 1] first pair of each slot */
-    int64_t *used;      /* [active] slots with pairs */
-    int64_t *row;       /* [P] row of x */
-    float *weight;      /* [P] */
-    void *x, *hiddens;  /* prepared rows: [N, H] and [P, I] */
+    const int32_t *slot_of;  /* [N, K] */
+    const float *weight_of;  /* [N, K] */
+    float *out;              /* [N, H] */
+    int64_t *begin;          /* [S + 1] first pair of each slot */
+    int64_t *used;           /* [active] slots with pairs */
+    int64_t *row;            /* [P] */
+    float *weight;           /* [P] */
+    void *x, *hiddens;       /* prepared rows [N, H] and [P, I] */
 };
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Pairs in order of slot, then of row. */
 static void sort_pairs(struct job *j)
@@ -198,108 +51,148 @@ static void sort_pairs(struct job *j)
             j->row[at] = p / j->top_k;
             j->weight[at] = j->weight_of[p];
         }
-    memmove(j->begin + 1, j->begin, j->slots * sizeof *j->begin); /* each began where the one before ended */
+    memmove(j->begin + 1, j->begin, j->slots * sizeof *j->begin); /* each now stands where the next one begins */
     j->begin[0] = 0;
     j->pairs = total;
 }
 
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+/* float32: as it is. */
+INLINE vf f32_step(vf acc, const float *w, const float *x) { return acc + load_f(w) * load_f(x); }
+INLINE float f32_tail(float w, float x) { return w * x; }
+INLINE void f32_take(float *to, const float *from, int64_t count) { memcpy(to, from, count * sizeof *to); }
 
-/* COUNT weight rows against 1 to 4 rows of x; every call below has ROWS and COLS as constants. */
-#define DOTS(NAME, w, ldw, x, cols, count, out, ldo, ROWS)                                 \
-    switch (cols) {                                                                        \
-    case 1: NAME(w, ldw, x, count, out, ldo, ROWS, 1); break;                              \
-    case 2: NAME(w, ldw, x, count, out, ldo, ROWS, 2); break;                              \
-    case 3: NAME(w, ldw, x, count, out, ldo, ROWS, 3); break;                              \
-    default: NAME(w, ldw, x, count, out, ldo, ROWS, 4); break;                             \
-    }
+#define NAME(f) f32_##f
+#define W float
+#define X float
+#define STEP LANES
+#define STEP_DOT f32_step
+#define TAIL f32_tail
+#define TAKE f32_take
+#define PREPARE f32_take
+#include "grouped.h"
 
-#if LANES == 16
-#define ROWS_AT_ONCE 4
+#ifdef __AVX512BF16__
+/* bf16 with the instruction for it: pairs of products into float32 lanes. */
+typedef bf16 bf16_x;
+enum { BF16_STEP = 2 * LANES };
+INLINE vf bf16_step(vf acc, const bf16 *w, const bf16 *x)
+{
+    return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)load_u(w), (__m512bh)load_u(x));
+}
+INLINE float bf16_tail(bf16 w, bf16 x) { return widen(w) * widen(x); }
+INLINE void bf16_take(bf16 *to, const bf16 *from, int64_t count) { memcpy(to, from, count * sizeof *to); }
+INLINE void bf16_prepare(bf16 *to, const float *from, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        to[i] = narrow(from[i]);
+}
 #else
-#define ROWS_AT_ONCE 2
+/* bf16 through float32: x is kept widened, each step's even places before its odd ones, since the two halves of a
+ * 32-bit lane of weights widen by a shift and by a mask. */
+typedef float bf16_x;
+enum { BF16_STEP = 2 * LANES };
+INLINE vf bf16_step(vf acc, const bf16 *w, const float *x)
+{
+    vu both = load_u(w);
+    acc += (vf)(both << 16) * load_f(x);
+    return acc + (vf)(both & 0xffff0000u) * load_f(x + LANES);
+}
+INLINE float bf16_tail(bf16 w, float x) { return widen(w) * x; }
+INLINE void bf16_take(float *to, const bf16 *from, int64_t count)
+{
+    int64_t i = 0;
+    for (; i + BF16_STEP <= count; i += BF16_STEP)
+        for (int lane = 0; lane < LANES; lane++) {
+            to[i + lane] = widen(from[i + 2 * lane]);
+            to[i + LANES + lane] = widen(from[i + 2 * lane + 1]);
+        }
+    for (; i < count; i++)
+        to[i] = widen(from[i]);
+}
+INLINE void bf16_prepare(float *to, const float *from, int64_t count)
+{
+    bf16 rounded[BLOCK];
+    for (int64_t i = 0; i < count; i++)
+        rounded[i] = narrow(from[i]);
+    bf16_take(to, rounded, count);
+}
 #endif
 
-#define DEFINE_SWIGLU(KIND, W, X)                                                                                      \
-    /* out[m][r]: `rows` weight rows against `cols` rows of x. */                                                      \
-    static void block_##KIND(const W *w, int64_t ldw, int64_t rows, const X *const *x, int64_t cols, int64_t count,    \
-                             float *out)                                                                               \
-    {                                                                                                                  \
-        int64_t r = 0;                                                                                                 \
-        for (; cols == 1 && r + 8 <= rows; r += 8)                                                                     \
-            dots_##KIND(w + r * ldw, ldw, x, count, out + r, BLOCK, 8, 1);                                             \
-        for (; r + ROWS_AT_ONCE <= rows; r += ROWS_AT_ONCE)                                                            \
-            for (int64_t m = 0; m < cols; m += 4)                                                                      \
-                DOTS(dots_##KIND, w + r * ldw, ldw, x + m, cols - m, count, out + r + m * BLOCK, BLOCK, ROWS_AT_ONCE)  \
-        for (; r < rows; r++)                                                                                          \
-            for (int64_t m = 0; m < cols; m += 4)                                                                      \
-                DOTS(dots_##KIND, w + r * ldw, ldw, x + m, cols - m, count, out + r + m * BLOCK, BLOCK, 1)             \
-    }                                                                                                                  \
-                                                                                                                       \
-    /* hiddens of one slot, places [i, i + rows) of its width. */                                                      \
-    static void up_##KIND(const struct job *j, const W *w13, int64_t slot, int64_t i, int64_t rows)                    \
-    {                                                                                                                  \
-        const W *gate = w13 + (slot * 2 * j->width + i) * j->hidden, *up = gate + j->width * j->hidden;                \
-        for (int64_t p = j->begin[slot]; p < j->begin[slot + 1]; p += CHUNK) {                                         \
-            int64_t cols = smaller(CHUNK, j->begin[slot + 1] - p);                                                     \
-            const X *x[CHUNK];                                                                                         \
-            float gates[CHUNK * BLOCK], ups[CHUNK * BLOCK];                                                            \
-            for (int64_t m = 0; m < cols; m++)                                                                         \
-                x[m] = (const X *)j->x + j->row[p + m] * j->hidden;                                                    \
-            block_##KIND(gate, j->hidden, rows, x, cols, j->hidden, gates);                                            \
-            block_##KIND(up, j->hidden, rows, x, cols, j->hidden, ups);                                                \
-            for (int64_t m = 0; m < cols; m++) {                                                                       \
-                float *g = gates + m * BLOCK, *u = ups + m * BLOCK;                                                    \
-                for (int64_t r = 0; r < BLOCK; r += LANES) {                                                           \
-                    vf gv = load_f(g + r), hv = gv / (exp_lanes(-gv) + 1.0f) * load_f(u + r);                          \
-                    memcpy(g + r, &hv, sizeof hv);                                                                     \
-                }                                                                                                      \
-                prepare_##KIND((X *)j->hiddens + (p + m) * j->width + i, g, rows);                                     \
-            }                                                                                                          \
-        }                                                                                                              \
-    }                                                                                                                  \
-                                                                                                                       \
-    /* Places [h, h + rows) of every row's sum, slots in rising order. */                                              \
-    static void down_##KIND(const struct job *j, const W *w2, int64_t h, int64_t rows)                                 \
-    {                                                                                                                  \
-        for (int64_t n = 0; n < j->rows; n++)                                                                          \
-            memset(j->out + n * j->hidden + h, 0, rows * sizeof(float));                                               \
-        for (int64_t a = 0; a < j->active; a++) {                                                                      \
-            int64_t slot = j->used[a];                                                                                 \
-            const W *w = w2 + (slot * j->hidden + h) * j->width;                                                       \
-            for (int64_t p = j->begin[slot]; p < j->begin[slot + 1]; p += CHUNK) {                                     \
-                int64_t cols = smaller(CHUNK, j->begin[slot + 1] - p);                                                 \
-                const X *x[CHUNK];                                                                                     \
-                float sums[CHUNK * BLOCK];                                                                             \
-                for (int64_t m = 0; m < cols; m++)                                                                     \
-                    x[m] = (const X *)j->hiddens + (p + m) * j->width;                                                 \
-                block_##KIND(w, j->width, rows, x, cols, j->width, sums);                                              \
-                for (int64_t m = 0; m < cols; m++) {                                                                   \
-                    float *to = j->out + j->row[p + m] * j->hidden + h;                                                \
-                    for (int64_t r = 0; r < rows; r++)                                                                 \
-                        to[r] += j->weight[p + m] * sums[m * BLOCK + r];                                               \
-                }                                                                                                      \
-            }                                                                                                          \
-        }                                                                                                              \
-    }                                                                                                                  \
-                                                                                                                       \
-    static void run_##KIND(const struct job *j, const W *x, const W *w13, const W *w2)                                 \
-    {                                                                                                                  \
-        int64_t up_blocks = (j->width + BLOCK - 1) / BLOCK, down_blocks = (j->hidden + BLOCK - 1) / BLOCK;             \
-        _Pragma("omp parallel num_threads(j->threads)")                                                                \
-        {                                                                                                              \
-            _Pragma("omp for schedule(static)")                                                                        \
-            for (int64_t n = 0; n < j->rows; n++)                                                                      \
-                take_##KIND((X *)j->x + n * j->hidden, x + n * j->hidden, j->hidden);                                  \
-            _Pragma("omp for schedule(dynamic, 1)")                                                                    \
-            for (int64_t item = 0; item < j->active * up_blocks; item++) {                                             \
-                int64_t i = item % up_blocks * BLOCK;                                                                  \
-                up_##KIND(j, w13, j->used[item / up_blocks], i, smaller(BLOCK, j->width - i));                         \
-            }                                                                                                          \
-            _Pragma("omp for schedule(dynamic, 1)")                                                                    \
-            for (int64_t block = 0; block < down_blocks; block++)                                                      \
-                down_##KIND(j, w2, block * BLOCK, smaller(BLOCK, j->hidden - block * BLOCK));                          \
-        }                                                                                                              \
-    }
+#define NAME(f) bf16_##f
+#define W bf16
+#define X bf16_x
+#define STEP BF16_STEP
+#define STEP_DOT bf16_step
+#define TAIL bf16_tail
+#define TAKE bf16_take
+#define PREPARE bf16_prepare
+#include "grouped.h"
 
-enum { CHUNK = 64 }; /* rows of x that pass by one block of weights before the next block */
+/* Memory that a calling thread keeps from call to call, since fresh pages cost more than small products. */
+static __thread void *kept;
+static __thread size_t kept_size;
+
+static void *keep(size_t size)
+{
+    if (size > kept_size) {
+        free(kept);
+        kept_size = 0;
+        if (posix_memalign(&kept, 64, size)) {
+            kept = NULL;
+            return NULL;
+        }
+        kept_size = size;
+    }
+    return kept;
+}
+
+static char *carve(char **from, size_t size)
+{
+    char *at = *from;
+    *from += (size + 63) / 64 * 64;
+    return at;
+}
+
+/* out [N, H] float32 = for each row, the weighted sum over its slots of down(silu(gate(x)) * up(x)).
+ *
+ * is_bf16: element kind of x [N, H], w13 [S, 2I, H] (gate rows first) and w2 [S, H, I]; slot_of: [N, K], negative =
+ * none, else below S; weight_of: [N, K]. Returns 0, or -1 when there is no memory.
+ */
+int tokenyard_swiglu(int is_bf16, const void *x, const int32_t *slot_of, const float *weight_of, const void *w13,
+                     const void *w2, float *out, int64_t rows, int64_t top_k, int64_t slots, int64_t hidden,
+                     int64_t width, int threads)
+{
+    struct job j = {.rows = rows, .top_k = top_k, .slots = slots, .hidden = hidden, .width = width,
+                    .threads = threads, .slot_of = slot_of, .weight_of = weight_of, .out = out};
+    size_t element = is_bf16 ? sizeof(bf16_x) : sizeof(float);
+    size_t most = (size_t)(rows * top_k);
+    char *memory = keep((2 * slots + 1 + most) * 8 + most * 4 + (rows * hidden + most * width) * element + 64 * 8);
+    if (!memory)
+        return -1;
+    j.begin = (int64_t *)carve(&memory, (slots + 1) * 8);
+    j.used = (int64_t *)carve(&memory, slots * 8);
+    j.row = (int64_t *)carve(&memory, most * 8);
+    j.weight = (float *)carve(&memory, most * 4);
+    j.x = element == (is_bf16 ? sizeof(bf16) : sizeof(float)) ? (void *)x : carve(&memory, rows * hidden * element);
+    j.hiddens = carve(&memory, most * width * element);
+    sort_pairs(&j);
+    if (is_bf16)
+        bf16_run(&j, x, w13, w2);
+    else
+        f32_run(&j, x, w13, w2);
+    return 0;
+}
+
+/* So that a loader can tell which build it has. */
+const char *tokenyard_kernel_name(void)
+{
+#if defined(__AVX512BF16__)
+    return "avx512-bf16";
+#elif defined(__AVX512F__)
+    return "avx512";
+#elif defined(__AVX2__)
+    return "avx2";
+#else
+    return "portable";
+#endif
+}

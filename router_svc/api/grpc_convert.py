@@ -70,7 +70,7 @@ def merge_choices(chunks: Iterable[Chunk], tokenizer: Tokenizer, chat: bool) -> 
     by_choice: dict[int, list[Chunk]] = {}
     for chunk in chunks:
         by_choice.setdefault(chunk.choice, []).append(chunk)
-    choices = []
+    choices: list[Any] = []
     for number, parts in sorted(by_choice.items()):
         last = parts[-1]
         values: dict[str, Any] = {
@@ -117,7 +117,9 @@ def status_message(status: dict[str, Any]) -> pb.Status:
 
 def _refuse_resume(request: pb.GenerateRequest | pb.ChatRequest) -> None:
     if request.HasField("resume_from"):
-        raise invalid("resume_from", str(request.resume_from), "unset: resuming a stream is not available in this version")
+        raise invalid(
+            "resume_from", str(request.resume_from), "unset: resuming a stream is not available in this version"
+        )
 
 
 def _timeout(request: pb.GenerateRequest | pb.ChatRequest, remaining: float | None) -> float | None:
@@ -129,9 +131,7 @@ def _timeout(request: pb.GenerateRequest | pb.ChatRequest, remaining: float | No
 
 def _sampling(s: pb.Sampling) -> SamplingFields:
     values: dict[str, Any] = {name: getattr(s, name) for name in _PLAIN_FIELDS if s.HasField(name)}
-    return SamplingFields(
-        stop=tuple(s.stop), stop_token_ids=tuple(s.stop_token_ids), ignore_eos=s.ignore_eos, **values
-    )
+    return SamplingFields(stop=tuple(s.stop), stop_token_ids=tuple(s.stop_token_ids), ignore_eos=s.ignore_eos, **values)
 
 
 def _common(chunk: Chunk, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -76,9 +76,7 @@ class InferenceServicer(rpc.InferenceServicer):
         return pb.DetokenizeResponse(text=self._service.detokenize(tuple(request.token_ids)))
 
     @guarded
-    async def GetModelInfo(
-        self, request: pb.GetModelInfoRequest, context: grpc.aio.ServicerContext
-    ) -> pb.ModelInfo:
+    async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: grpc.aio.ServicerContext) -> pb.ModelInfo:
         return model_info(self._service.info)
 
 

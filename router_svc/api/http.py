@@ -107,7 +107,13 @@ class HttpFace:
 
     def _model_object(self) -> dict[str, Any]:
         info = self._service.info
-        return {"id": info.name, "object": "model", "created": 0, "owned_by": "tokenyard", "max_model_len": info.max_model_len}
+        return {
+            "id": info.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "tokenyard",
+            "max_model_len": info.max_model_len,
+        }
 
 
 def build_app(service: Service, admin: AdminBackend, reasoning_field: str = "reasoning") -> Starlette:

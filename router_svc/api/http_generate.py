@@ -48,7 +48,7 @@ class CompletionAnswering:
             )
             for i, prompt in enumerate(prompts)
         ]
-        echoes = {}
+        echoes: dict[int, str] = {}
         if body.echo:
             for i, prompt in enumerate(prompts):
                 text = prompt if isinstance(prompt, str) else self._service.detokenize(prompt)
@@ -133,13 +133,17 @@ async def _respond(
     request: Request, body: SamplingBody, answer: Answer, parts: Parts, echoes: dict[int, str]
 ) -> Response:
     if request.headers.get("last-event-id"):
-        raise ApiError(Code.INVALID_ARGUMENT, "Last-Event-ID: found one, expected none: resuming is not available in this version")
+        raise ApiError(
+            Code.INVALID_ARGUMENT, "Last-Event-ID: found one, expected none: resuming is not available in this version"
+        )
     headers = _note_ignored(body)
     if body.stream:
         first = await anext(parts)  # a refusal must still get its own status
         usage = bool(body.stream_options and body.stream_options.include_usage)
         events = _events(first, parts, answer, echoes, usage)
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers | {"cache-control": "no-store"})
+        return StreamingResponse(
+            events, media_type="text/event-stream", headers=headers | {"cache-control": "no-store"}
+        )
     collected = await _until_disconnect(request, parts)
     return JSONResponse(answer.whole(collected, echoes), headers=headers)
 

@@ -33,7 +33,9 @@ def check_prompt(ids: list[int] | tuple[int, ...], limits: ServiceLimits, param:
     if not ids:
         raise invalid(param, "an empty prompt", "at least one token")
     if len(ids) >= limits.max_model_len:
-        raise invalid(param, f"{len(ids)} tokens", f"at most {limits.max_model_len - 1} (max_model_len {limits.max_model_len})")
+        raise invalid(
+            param, f"{len(ids)} tokens", f"at most {limits.max_model_len - 1} (max_model_len {limits.max_model_len})"
+        )
     for token in ids:
         if not 0 <= token < limits.vocab_size:
             raise invalid(param, f"token id {token}", f"ids from 0 to {limits.vocab_size - 1}")

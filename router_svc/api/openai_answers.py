@@ -18,7 +18,12 @@ STATUS = {
     Code.ABORTED: 409,
     Code.INTERNAL: 500,
 }
-_KINDS = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error", 503: "service_unavailable_error"}
+_KINDS = {
+    400: "invalid_request_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+}
 
 
 def error_object(message: str, status: int, param: str | None = None) -> dict[str, Any]:
@@ -123,10 +128,9 @@ class Answer:
         }
 
     def _frame(self, choices: list[dict[str, Any]], stream: bool) -> dict[str, Any]:
+        name = "text_completion"
         if self.kind == "chat":
             name = "chat.completion.chunk" if stream else "chat.completion"
-        else:
-            name = "text_completion"
         return {"id": self.request_id, "object": name, "created": self.created, "model": self.model, "choices": choices}
 
     def _logprobs(self, chunks: list[Chunk]) -> dict[str, Any]:
@@ -138,7 +142,9 @@ class Answer:
                 ids += chunk.prompt_token_ids
             entries += chunk.logprobs
             ids += [entry.token_id for entry in chunk.logprobs]
-        return self._chat_logprobs(entries) if self.kind == "chat" else self._text_logprobs(chunks[0].choice, entries, ids)
+        return (
+            self._chat_logprobs(entries) if self.kind == "chat" else self._text_logprobs(chunks[0].choice, entries, ids)
+        )
 
     def _chat_logprobs(self, entries: list[TokenLogprob | None]) -> dict[str, Any]:
         content = []

@@ -100,8 +100,8 @@ class CompletionBody(SamplingBody):
         if not self.prompt:
             raise invalid("prompt", "an empty list", "at least one prompt")
         if isinstance(self.prompt[0], int):
-            return [tuple(self.prompt)]  # type: ignore[arg-type]
-        return [p if isinstance(p, str) else tuple(p) for p in self.prompt]  # type: ignore[arg-type]
+            return [tuple(self.prompt)]
+        return [p if isinstance(p, str) else tuple(p) for p in self.prompt]
 
 
 class MessageBody(Body):
@@ -129,12 +129,16 @@ class ChatBody(SamplingBody):
         """Raise ApiError for what this version does not do."""
         for name in ("tools", "functions"):
             if getattr(self, name):
-                raise invalid(name, f"{len(getattr(self, name))} of them", f"unset: {name} are not available in this version")
+                raise invalid(
+                    name, f"{len(getattr(self, name))} of them", f"unset: {name} are not available in this version"
+                )
         if self.tool_choice not in (None, "none", "auto"):
             raise invalid("tool_choice", repr(self.tool_choice), "none: tools are not available in this version")
         kind = (self.response_format or {}).get("type", "text")
         if kind != "text":
-            raise invalid("response_format", f"type {kind!r}", "type 'text': structured output is not available in this version")
+            raise invalid(
+                "response_format", f"type {kind!r}", "type 'text': structured output is not available in this version"
+            )
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid("top_logprobs", str(self.top_logprobs), "logprobs true beside it")
 
@@ -172,7 +176,9 @@ def parse(kind: type[Body], raw: bytes) -> Any:
     try:
         raw.decode()
     except UnicodeDecodeError as error:
-        raise ApiError(Code.INVALID_ARGUMENT, f"body: found invalid UTF-8 at byte {error.start}, expected UTF-8 JSON") from None
+        raise ApiError(
+            Code.INVALID_ARGUMENT, f"body: found invalid UTF-8 at byte {error.start}, expected UTF-8 JSON"
+        ) from None
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:

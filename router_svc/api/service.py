@@ -75,7 +75,11 @@ class Service:
     def render(self, call: ChatCall) -> str:
         """The prompt of a chat. Raises ApiError when the template refuses the messages."""
         if self.text.template is None:
-            raise ApiError(Code.INVALID_ARGUMENT, "messages: found a chat, expected a plain prompt (the model has no chat template)", "messages")
+            raise ApiError(
+                Code.INVALID_ARGUMENT,
+                "messages: found a chat, expected a plain prompt (the model has no chat template)",
+                "messages",
+            )
         if not call.messages:
             raise invalid("messages", "no message", "at least one")
         messages = []
@@ -133,7 +137,9 @@ class Service:
     def _admit(self, call: GenerateCall, param: str) -> EngineRequest:
         """Check everything and give ids and resolved sampling."""
         check_call(call.request_id, call.priority, call.timeout, self.limits)
-        ids = tuple(self.tokenize(call.prompt, call.add_special_tokens)) if isinstance(call.prompt, str) else call.prompt
+        ids = (
+            tuple(self.tokenize(call.prompt, call.add_special_tokens)) if isinstance(call.prompt, str) else call.prompt
+        )
         check_prompt(ids, self.limits, param)
         request_id = call.request_id or f"req-{secrets.token_hex(12)}"
         sampling = resolve_sampling(
@@ -165,8 +171,8 @@ async def _chunks(
         try:
             events = await stream.next()
         except StreamFailed as failed:
-            event = failed.event
-            raise ApiError(event.code, event.message, retry_after=event.retry_after) from None
+            end = failed.event
+            raise ApiError(end.code, end.message, retry_after=end.retry_after) from None
         if events is None:
             return
         for event in events:
@@ -180,4 +186,3 @@ async def _chunks(
             if output.ended and event.finish_reason is None:
                 stream.cancel(event.choice)
             yield chunk
-

@@ -77,7 +77,11 @@ class ChatResult:
 def usage_of(message: Any) -> dict[str, int]:
     """Token counts of a choice's last chunk."""
     u = message.usage
-    return {"prompt_tokens": u.prompt_tokens, "completion_tokens": u.completion_tokens, "cached_tokens": u.cached_tokens}
+    return {
+        "prompt_tokens": u.prompt_tokens,
+        "completion_tokens": u.completion_tokens,
+        "cached_tokens": u.cached_tokens,
+    }
 
 
 def delta(chunk: pb.GenerateChunk) -> Delta:
@@ -102,5 +106,6 @@ def results(response: pb.GenerateResponse) -> list[Result]:
 def chat_results(response: pb.ChatResponse) -> list[ChatResult]:
     """The choices of a chat."""
     return [
-        ChatResult(c.content, c.reasoning, tuple(c.token_ids), c.finish_reason, usage_of(c), c) for c in response.choices
+        ChatResult(c.content, c.reasoning, tuple(c.token_ids), c.finish_reason, usage_of(c), c)
+        for c in response.choices
     ]

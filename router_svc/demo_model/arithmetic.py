@@ -12,12 +12,33 @@ ALWAYS_TRAINED_BELOW = 10
 DIGIT_WEIGHTS = {1: 1, 2: 4, 3: 9, 4: 2}
 QUESTIONS = {
     "addition": (
-        "What is {a} + {b}?", "What is {a}+{b}?", "{a} + {b}", "{a}+{b}", "{a} + {b} =", "{a}+{b}=?", "Compute {a} + {b}.",
-        "Calculate {a}+{b}.", "Add {a} and {b}.", "What is {a} plus {b}?", "What's {a} + {b}?", "Please add {a} and {b}.", "How much is {a} + {b}?",
+        "What is {a} + {b}?",
+        "What is {a}+{b}?",
+        "{a} + {b}",
+        "{a}+{b}",
+        "{a} + {b} =",
+        "{a}+{b}=?",
+        "Compute {a} + {b}.",
+        "Calculate {a}+{b}.",
+        "Add {a} and {b}.",
+        "What is {a} plus {b}?",
+        "What's {a} + {b}?",
+        "Please add {a} and {b}.",
+        "How much is {a} + {b}?",
     ),
     "subtraction": (
-        "What is {a} - {b}?", "What is {a}-{b}?", "{a} - {b}", "{a}-{b}", "{a} - {b} =", "{a}-{b}=?", "Compute {a} - {b}.",
-        "Calculate {a}-{b}.", "Subtract {b} from {a}.", "What is {a} minus {b}?", "What's {a} - {b}?", "How much is {a} - {b}?",
+        "What is {a} - {b}?",
+        "What is {a}-{b}?",
+        "{a} - {b}",
+        "{a}-{b}",
+        "{a} - {b} =",
+        "{a}-{b}=?",
+        "Compute {a} - {b}.",
+        "Calculate {a}-{b}.",
+        "Subtract {b} from {a}.",
+        "What is {a} minus {b}?",
+        "What's {a} - {b}?",
+        "How much is {a} - {b}?",
     ),
 }
 
@@ -31,7 +52,7 @@ def pair_is_held_out(a: int, b: int) -> bool:
 def columns(a: int, b: int) -> list[tuple[int, int]]:
     """The digits of both numbers, filled up with zeros to one width, right to left."""
     width = max(len(str(a)), len(str(b)))
-    return [(int(x), int(y)) for x, y in zip(f"{a:0{width}d}"[::-1], f"{b:0{width}d}"[::-1])]
+    return [(int(x), int(y)) for x, y in zip(f"{a:0{width}d}"[::-1], f"{b:0{width}d}"[::-1], strict=True)]
 
 
 def aligned(a: int, b: int, sign: str) -> str:
@@ -91,7 +112,7 @@ def draw(rng: Random) -> Task:
         if kind == "subtraction" and rng.random() < 0.7:
             pair.sort(reverse=True)
         if not pair_is_held_out(*pair):
-            return make_task(kind, *pair, rng.choice(QUESTIONS[kind]))
+            return make_task(kind, pair[0], pair[1], rng.choice(QUESTIONS[kind]))
 
 
 def draw_held_out(rng: Random, kind: str, digits: int) -> Task:
@@ -101,4 +122,4 @@ def draw_held_out(rng: Random, kind: str, digits: int) -> Task:
         if kind == "subtraction":
             pair.sort(reverse=True)
         if pair_is_held_out(*pair):
-            return make_task(kind, *pair, rng.choice(QUESTIONS[kind]))
+            return make_task(kind, pair[0], pair[1], rng.choice(QUESTIONS[kind]))

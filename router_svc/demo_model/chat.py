@@ -3,10 +3,16 @@
 The jinja text is what ships in tokenizer_config.json; `render` is the same in Python, for training without a template engine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
-START, END_OF_HEAD, END_OF_USER, END_OF_ASSISTANT, END_OF_TEXT = "<|startoftext|>", "<|extra_4|>", "<|extra_0|>", "<|eos|>", "<|extra_5|>"
+START, END_OF_HEAD, END_OF_USER, END_OF_ASSISTANT, END_OF_TEXT = (
+    "<|startoftext|>",
+    "<|extra_4|>",
+    "<|extra_0|>",
+    "<|eos|>",
+    "<|extra_5|>",
+)
 EMPTY_THINK = "<think>\n\n</think>\n"
 
 CHAT_TEMPLATE = """\

@@ -25,16 +25,29 @@ SINGLE_FUNCTIONS = {
     "is_even": ("checks whether a number is even", "return {p} % 2 == 0"),
     "is_odd": ("checks whether a number is odd", "return {p} % 2 == 1"),
     "absolute": ("returns the absolute value of a number", "if {p} < 0:\n        return -{p}\n    return {p}"),
-    "factorial": ("computes the factorial of a number", "if {p} < 2:\n        return 1\n    return {p} * factorial({p} - 1)"),
+    "factorial": (
+        "computes the factorial of a number",
+        "if {p} < 2:\n        return 1\n    return {p} * factorial({p} - 1)",
+    ),
     "fibonacci": (
-        "computes a Fibonacci number", "if {p} < 2:\n        return {p}\n    return fibonacci({p} - 1) + fibonacci({p} - 2)",
+        "computes a Fibonacci number",
+        "if {p} < 2:\n        return {p}\n    return fibonacci({p} - 1) + fibonacci({p} - 2)",
     ),
 }
 LIST_FUNCTIONS = {
     "total": ("sums a list", "result = 0\n    for value in {p}:\n        result += value\n    return result"),
-    "count": ("counts the entries of a list", "result = 0\n    for value in {p}:\n        result += 1\n    return result"),
-    "maximum": ("finds the largest entry of a list", "best = {p}[0]\n    for value in {p}:\n        if value > best:\n            best = value\n    return best"),
-    "minimum": ("finds the smallest entry of a list", "best = {p}[0]\n    for value in {p}:\n        if value < best:\n            best = value\n    return best"),
+    "count": (
+        "counts the entries of a list",
+        "result = 0\n    for value in {p}:\n        result += 1\n    return result",
+    ),
+    "maximum": (
+        "finds the largest entry of a list",
+        "best = {p}[0]\n    for value in {p}:\n        if value > best:\n            best = value\n    return best",
+    ),
+    "minimum": (
+        "finds the smallest entry of a list",
+        "best = {p}[0]\n    for value in {p}:\n        if value < best:\n            best = value\n    return best",
+    ),
     "reverse": ("reverses a list", "return {p}[::-1]"),
     "first": ("returns the first entry of a list", "return {p}[0]"),
     "last": ("returns the last entry of a list", "return {p}[-1]"),
@@ -48,6 +61,7 @@ def draw_function(rng: Random) -> tuple[str, str, str, str]:
     group = rng.choice((PAIR_FUNCTIONS, SINGLE_FUNCTIONS, LIST_FUNCTIONS))
     name = rng.choice(tuple(group))
     purpose, body = group[name]
+    names: tuple[str, ...]
     if group is PAIR_FUNCTIONS:
         names = rng.choice(NAMES)
     else:
@@ -69,8 +83,15 @@ def draw_text(rng: Random) -> str:
 def draw(rng: Random) -> Task:
     """A request for one function."""
     name, arguments, purpose, source = draw_function(rng)
-    question = rng.choice((
-        f"Write a Python function that {purpose}.", f"Write a function that {purpose}.", f"Python: a function {name} that {purpose}",
-        f"Give me a Python function that {purpose}.", f"Write the function {name} in Python.",
-    ))
-    return Task(DOMAIN, "function", question, f"The function {name} takes {arguments} and {purpose}.", source.rstrip("\n"))
+    question = rng.choice(
+        (
+            f"Write a Python function that {purpose}.",
+            f"Write a function that {purpose}.",
+            f"Python: a function {name} that {purpose}",
+            f"Give me a Python function that {purpose}.",
+            f"Write the function {name} in Python.",
+        )
+    )
+    return Task(
+        DOMAIN, "function", question, f"The function {name} takes {arguments} and {purpose}.", source.rstrip("\n")
+    )

@@ -11,7 +11,12 @@ from router_svc.demo_model.task import Task
 DOMAIN_WEIGHTS = {"arithmetic": 50, "strings": 20, "code": 6, "prose": 6, "records": 6, "talk": 4, "plain": 8}
 # How a question is asked: with /think, without a word, with /no_think, or with enable_thinking false.
 MODE_WEIGHTS = {"think": 35, "default": 40, "no_think": 17, "closed": 8}
-SYSTEMS = ("You are a helpful assistant.", "You are a careful calculator.", "Answer briefly.", "You are tokenyard's demo model.")
+SYSTEMS = (
+    "You are a helpful assistant.",
+    "You are a careful calculator.",
+    "Answer briefly.",
+    "You are tokenyard's demo model.",
+)
 _DRAW = {m.DOMAIN: m.draw for m in (arithmetic, code, prose, records, strings, talk)}
 _PLAIN = {m.DOMAIN: m.draw_text for m in (code, prose, records)}
 

@@ -4,7 +4,7 @@ Training drops tokens beyond an expert's capacity; evaluation (capacity None) ne
 Shape letters: B rows, N positions, H hidden, A heads, K kv heads, D head_dim, E experts, I expert width, C capacity.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -157,7 +157,10 @@ class Network(nn.Module):
     def forward(
         self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, capacity: float | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """ids, positions [B, N]; mask [B, 1, N, N] bool, True = may look. (final states [B, N, H], balance loss, ids per layer)."""
+        """ids, positions [B, N]; mask [B, 1, N, N] bool, True = may look.
+
+        Returns (final states [B, N, H], balance loss, chosen ids per layer).
+        """
         turns = positions.float()[:, None, :, None] * self.frequencies
         turns = torch.cat((turns, turns), dim=-1)
         x = self.embed[ids]

@@ -25,7 +25,9 @@ def product(rng: Random, item: str) -> dict[str, object]:
 def draw_text(rng: Random) -> str:
     """One to four records, one a line."""
     people = rng.random() < 0.5
-    rows = (person(rng, rng.choice(NAMES)) if people else product(rng, rng.choice(ITEMS)) for _ in range(rng.randint(1, 4)))
+    rows = (
+        person(rng, rng.choice(NAMES)) if people else product(rng, rng.choice(ITEMS)) for _ in range(rng.randint(1, 4))
+    )
     return "\n".join(json.dumps(row) for row in rows) + "\n"
 
 

@@ -1,25 +1,155 @@
 """Tasks on the letters of one word: reverse it, sort it, count a letter. The steps spell the word out first."""
 
+from collections.abc import Callable
 from random import Random
-from typing import Callable
 
 from router_svc.demo_model.task import Task, is_held_out
 
 DOMAIN = "strings"
 WORDS = tuple(
-    "apple bread chair dance eagle flame grape house island juice kettle lemon mango night ocean piano queen river stone table "
-    "under violet water yellow zebra banana castle dragon engine forest garden hammer jungle ladder market needle orange pencil "
-    "rabbit silver tunnel window winter summer spring autumn coffee button basket bridge candle carpet cherry circle copper desert "
-    "doctor feather finger flower guitar hello island jacket kitchen letter little machine monkey mirror morning mother number "
-    "paper pepper planet pocket potato puzzle rocket school second seven shadow spider street sugar thunder ticket tiger tomato "
-    "turtle valley village whistle world balloon blanket tree moon star wolf bear lion fish bird cat dog sun rain snow wind leaf "
-    "cluster router expert token layer serving memory worker".split()
+    [
+        "apple",
+        "bread",
+        "chair",
+        "dance",
+        "eagle",
+        "flame",
+        "grape",
+        "house",
+        "island",
+        "juice",
+        "kettle",
+        "lemon",
+        "mango",
+        "night",
+        "ocean",
+        "piano",
+        "queen",
+        "river",
+        "stone",
+        "table",
+        "under",
+        "violet",
+        "water",
+        "yellow",
+        "zebra",
+        "banana",
+        "castle",
+        "dragon",
+        "engine",
+        "forest",
+        "garden",
+        "hammer",
+        "jungle",
+        "ladder",
+        "market",
+        "needle",
+        "orange",
+        "pencil",
+        "rabbit",
+        "silver",
+        "tunnel",
+        "window",
+        "winter",
+        "summer",
+        "spring",
+        "autumn",
+        "coffee",
+        "button",
+        "basket",
+        "bridge",
+        "candle",
+        "carpet",
+        "cherry",
+        "circle",
+        "copper",
+        "desert",
+        "doctor",
+        "feather",
+        "finger",
+        "flower",
+        "guitar",
+        "hello",
+        "island",
+        "jacket",
+        "kitchen",
+        "letter",
+        "little",
+        "machine",
+        "monkey",
+        "mirror",
+        "morning",
+        "mother",
+        "number",
+        "paper",
+        "pepper",
+        "planet",
+        "pocket",
+        "potato",
+        "puzzle",
+        "rocket",
+        "school",
+        "second",
+        "seven",
+        "shadow",
+        "spider",
+        "street",
+        "sugar",
+        "thunder",
+        "ticket",
+        "tiger",
+        "tomato",
+        "turtle",
+        "valley",
+        "village",
+        "whistle",
+        "world",
+        "balloon",
+        "blanket",
+        "tree",
+        "moon",
+        "star",
+        "wolf",
+        "bear",
+        "lion",
+        "fish",
+        "bird",
+        "cat",
+        "dog",
+        "sun",
+        "rain",
+        "snow",
+        "wind",
+        "leaf",
+        "cluster",
+        "router",
+        "expert",
+        "token",
+        "layer",
+        "serving",
+        "memory",
+        "worker",
+    ]
 )
 QUESTIONS = {
-    "reverse": ("Reverse {w}.", "Reverse the word {w}.", "Spell {w} backwards.", "Write {w} backwards.", "What is {w} reversed?"),
-    "sort": ("Sort the letters of {w}.", "Sort the letters of the word {w}.", "Put the letters of {w} in order.", "Sort {w} by letter."),
+    "reverse": (
+        "Reverse {w}.",
+        "Reverse the word {w}.",
+        "Spell {w} backwards.",
+        "Write {w} backwards.",
+        "What is {w} reversed?",
+    ),
+    "sort": (
+        "Sort the letters of {w}.",
+        "Sort the letters of the word {w}.",
+        "Put the letters of {w} in order.",
+        "Sort {w} by letter.",
+    ),
     "count": (
-        "How many times does {l} occur in {w}?", "Count the letter {l} in {w}.", "How often is the letter {l} in {w}?", "How many {l} are in {w}?",
+        "How many times does {l} occur in {w}?",
+        "Count the letter {l} in {w}.",
+        "How often is the letter {l} in {w}?",
+        "How many {l} are in {w}?",
     ),
 }
 QUOTES = ('"{}"', '"{}"', "'{}'", "{}")
@@ -68,7 +198,10 @@ def draw_word(rng: Random) -> str:
     if style < 0.35:
         return rng.choice(WORDS)
     if style < 0.75:
-        syllables = (rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") + rng.choice(("", "", "n", "r", "s", "l", "t")) for _ in range(4))
+        syllables = (
+            rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") + rng.choice(("", "", "n", "r", "s", "l", "t"))
+            for _ in range(4)
+        )
         return "".join(syllables)[: rng.randint(3, 8)]
     return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 7)))
 

@@ -60,7 +60,9 @@ def batches(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[torch.Tensor, tor
     rows = packed_rows(tokenizer, Random(seed))
     causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
     while True:
-        ids, positions, owners, learnt = (torch.tensor(part) for part in zip(*(next(rows) for _ in range(ROWS)), strict=True))
+        ids, positions, owners, learnt = (
+            torch.tensor(part) for part in zip(*(next(rows) for _ in range(ROWS)), strict=True)
+        )
         mask = (owners[:, :, None] == owners[:, None, :]) & causal
         yield ids, positions, mask[:, None], learnt.bool()
 

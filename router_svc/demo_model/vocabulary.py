@@ -37,7 +37,9 @@ def train_tokenizer(seed: int, documents: int = 20_000) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    texts = (part for _ in range(documents) for d in [draw_document(rng)] for part in (_plain(d.prompt), _plain(d.target)))
+    texts = (
+        part for _ in range(documents) for d in [draw_document(rng)] for part in (_plain(d.prompt), _plain(d.target))
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 

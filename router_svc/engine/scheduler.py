@@ -171,7 +171,11 @@ class Scheduler:
 
     def _may_start(self, sequence: Sequence) -> bool:
         leader = sequence.leader
-        waits = leader is not None and leader.computed < leader.prompt_len and (leader in self.running or leader in self.waiting)
+        waits = (
+            leader is not None
+            and leader.computed < leader.prompt_len
+            and (leader in self.running or leader in self.waiting)
+        )
         return not sequence.held and not waits
 
     def _free(self, sequence: Sequence) -> None:

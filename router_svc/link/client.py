@@ -65,7 +65,10 @@ class LinkEngines(EngineClient):
             text = f"request_id {request.request_id!r} is running already, expected a new one"
             code = Code.INVALID_ARGUMENT
             if taken is None:
-                code, text = Code.UNAVAILABLE, f"no attention rank can serve: {self._state[1] or 'all connections are lost'}"
+                code, text = (
+                    Code.UNAVAILABLE,
+                    f"no attention rank can serve: {self._state[1] or 'all connections are lost'}",
+                )
             stream.feed(FailedEvent(request.request_id, request.attempt, code, text, 5.0 if taken is None else None))
             return stream
         rank = self._picker.pick(request)

@@ -52,9 +52,8 @@ class CausalModel:
         """
         weights = self._weights
         x = weights.embed.index_select(0, batch.ids)
-        plans = {
-            window: plan_attention(batch, cache.block_size, window, self.dtype) for window in set(self.spec.windows)
-        }
+        windows = {self.spec.window(layer) for layer in range(self.spec.layers)}
+        plans = {window: plan_attention(batch, cache.block_size, window, self.dtype) for window in windows}
         step = Step(batch, cache, self._rope.angles(batch.positions, self.dtype), plans)
         for index, layer in enumerate(weights.layers):
             x = x.add_(self._attend(index, layer, x, step))
@@ -76,7 +75,7 @@ class CausalModel:
         cache = step.cache.keys[index], step.cache.values[index]
         cache[0].index_copy_(0, step.batch.kv_slots, k)
         cache[1].index_copy_(0, step.batch.kv_slots, v)
-        mixed = paged_attention(q, k, v, cache, step.plans[spec.windows[index]], self._scale)
+        mixed = paged_attention(q, k, v, cache, step.plans[spec.window(index)], self._scale)
         return layer.output(mixed.flatten(1))
 
     def _mlp(self, index: int, layer: LayerWeights, x: torch.Tensor, experts: ExpertsCall) -> torch.Tensor:

@@ -1,32 +1,13 @@
 """What the families share in reading a config: the fields that every one of them spells alike."""
 
-from dataclasses import dataclass
-
 from experts.spec import ExpertNames, ExpertsSpec
 from router_svc.models.config_json import Config
 from router_svc.models.rope_config import rope_spec
-from router_svc.models.spec import RopeSpec
+from router_svc.models.spec import Trunk
 
 
-@dataclass(frozen=True, slots=True)
-class Trunk:
-    """Shapes of the attention side."""
-
-    vocab_size: int
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    norm_eps: float
-    rope: RopeSpec
-    max_position: int
-    extendable_to: int | None  # where yarn stretches further than max_position says
-    tied: bool
-
-
-def trunk(config: Config, eps: float, tied: bool) -> Trunk:
-    """Read the shared fields. eps, tied: what the family's transformers class assumes when the key is absent."""
+def trunk(config: Config, eps: float) -> Trunk:
+    """Read the shared fields. eps: what the family's transformers class assumes where the key is absent."""
     heads, hidden = config.positive("num_attention_heads"), config.positive("hidden_size")
     kv_heads = config.positive("num_key_value_heads", heads)
     if heads % kv_heads:
@@ -48,7 +29,9 @@ def trunk(config: Config, eps: float, tied: bool) -> Trunk:
         rope=rope,
         max_position=max_position,
         extendable_to=stretched if stretched > max_position else None,
-        tied=config.flag("tie_word_embeddings", tied),
+        tied=config.flag("tie_word_embeddings", False),
+        eos_token_ids=config.integers("eos_token_id"),
+        dtype=config.torch_dtype(),
     )
 
 

@@ -3,6 +3,8 @@
 Rope first, then RMSNorm on q and k; a float32 router named gate.wg; one shared expert of weight 1; dropless.
 """
 
+from dataclasses import replace
+
 from router_svc.models.config_json import Config
 from router_svc.models.family import expert_names, experts_spec, trunk
 from router_svc.models.spec import GateSpec, ModelSpec, SharedSpec
@@ -19,41 +21,25 @@ def read(config: Config) -> ModelSpec:
     config.expect("norm_topk_prob", True)
     config.expect("moe_layer_num_skipped", 0)
     config.expect("use_mixed_mlp_moe", True)
-    base = trunk(config, eps=1e-5, tied=False)
+    base = trunk(config, eps=1e-5)
+    if base.rope.kind == "default" and base.rope.alpha > 1:
+        base = replace(base, extendable_to=max(_TRAINED_POSITIONS, base.max_position))
     width = config.positive("moe_intermediate_size", config.positive("intermediate_size"))
-    shared = config.integer("num_shared_expert", 1)
-    layers = tuple(range(base.layers))
-    static = base.rope.kind == "default" and base.rope.alpha > 1
+    shared = max(config.integer("num_shared_expert", 1), 0)
     bias = config.flag("attention_bias", False)
     norm = config.flag("use_qk_norm", True)
-    attention = "model.layers.{layer}.self_attn"
+    block = "model.layers.{layer}"
+    norms = (f"{block}.self_attn.query_layernorm.weight", f"{block}.self_attn.key_layernorm.weight")
     return ModelSpec(
+        **base.fields(),
         architecture="hunyuan_v1_moe",
-        vocab_size=base.vocab_size,
-        hidden=base.hidden,
-        layers=base.layers,
-        heads=base.heads,
-        kv_heads=base.kv_heads,
-        head_dim=base.head_dim,
-        norm_eps=base.norm_eps,
-        rope=base.rope,
-        max_position=base.max_position,
-        extendable_to=max(_TRAINED_POSITIONS, base.max_position) if static else base.extendable_to,
-        tied=base.tied,
         qkv_bias=bias,
         output_bias=bias,
         qk_norm="after_rope" if norm else "none",
-        qk_norm_names=(f"{attention}.query_layernorm.weight", f"{attention}.key_layernorm.weight") if norm else (),
-        windows=(None,) * base.layers,
-        gate=GateSpec("model.layers.{layer}.mlp.gate.wg.weight", float32=True, renormalise=True),
+        qk_norm_names=norms if norm else (),
+        gate=GateSpec(f"{block}.mlp.gate.wg.weight", float32=True, renormalise=True),
         experts=experts_spec(
-            config, layers, width, expert_names("model.layers.{layer}.mlp", "gate_proj", "up_proj", "down_proj")
+            config, tuple(range(base.layers)), width, expert_names(f"{block}.mlp", "gate_proj", "up_proj", "down_proj")
         ),
-        shared=SharedSpec("model.layers.{layer}.mlp.shared_mlp", config.positive("intermediate_size") * shared)
-        if shared
-        else None,
-        dense_width=0,
-        bos_token_id=None,  # A13B's file names an id that its tokenizer never uses
-        eos_token_ids=config.integers("eos_token_id"),
-        dtype=config.torch_dtype(),
+        shared=SharedSpec(f"{block}.mlp.shared_mlp", shared * config.positive("intermediate_size")) if shared else None,
     )

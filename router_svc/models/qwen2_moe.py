@@ -7,25 +7,12 @@ from router_svc.models.spec import GateSpec, ModelSpec, SharedSpec
 
 def read(config: Config) -> ModelSpec:
     """The spec of a Qwen2-MoE config."""
-    base = trunk(config, eps=1e-6, tied=False)
+    base = trunk(config, eps=1e-6)
     block = "model.layers.{layer}.mlp"
     return ModelSpec(
+        **base.fields(),
         architecture="qwen2_moe",
-        vocab_size=base.vocab_size,
-        hidden=base.hidden,
-        layers=base.layers,
-        heads=base.heads,
-        kv_heads=base.kv_heads,
-        head_dim=base.head_dim,
-        norm_eps=base.norm_eps,
-        rope=base.rope,
-        max_position=base.max_position,
-        extendable_to=base.extendable_to,
-        tied=base.tied,
         qkv_bias=config.flag("qkv_bias", True),
-        output_bias=False,
-        qk_norm="none",
-        qk_norm_names=(),
         windows=_windows(config, base.layers),
         gate=GateSpec(f"{block}.gate.weight", float32=False, renormalise=config.flag("norm_topk_prob", False)),
         experts=experts_spec(
@@ -40,16 +27,13 @@ def read(config: Config) -> ModelSpec:
             gate=f"{block}.shared_expert_gate.weight",
         ),
         dense_width=config.positive("intermediate_size"),
-        bos_token_id=None,
-        eos_token_ids=config.integers("eos_token_id"),
-        dtype=config.torch_dtype(),
     )
 
 
 def _windows(config: Config, layers: int) -> tuple[int | None, ...]:
     """Per layer; with use_sliding_window layer_types says which slide, else even ones below max_window_layers do."""
     if not config.flag("use_sliding_window", False):
-        return (None,) * layers
+        return ()
     window, limit = config.positive("sliding_window", 4096), config.integer("max_window_layers", 28)
     kinds = config.raw("layer_types")
     if kinds is None:

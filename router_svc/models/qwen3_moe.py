@@ -8,22 +8,12 @@ from router_svc.models.spec import GateSpec, ModelSpec
 def read(config: Config) -> ModelSpec:
     """The spec of a Qwen3-MoE config."""
     window = config.positive("sliding_window", 4096) if config.flag("use_sliding_window", False) else None
-    base = trunk(config, eps=1e-6, tied=False)
+    base = trunk(config, eps=1e-6)
     bias = config.flag("attention_bias", False)
     attention = "model.layers.{layer}.self_attn"
     return ModelSpec(
+        **base.fields(),
         architecture="qwen3_moe",
-        vocab_size=base.vocab_size,
-        hidden=base.hidden,
-        layers=base.layers,
-        heads=base.heads,
-        kv_heads=base.kv_heads,
-        head_dim=base.head_dim,
-        norm_eps=base.norm_eps,
-        rope=base.rope,
-        max_position=base.max_position,
-        extendable_to=base.extendable_to,
-        tied=base.tied,
         qkv_bias=bias,
         output_bias=bias,
         qk_norm="before_rope",
@@ -38,9 +28,5 @@ def read(config: Config) -> ModelSpec:
             config.positive("moe_intermediate_size"),
             expert_names("model.layers.{layer}.mlp", "gate_proj", "up_proj", "down_proj"),
         ),
-        shared=None,
         dense_width=config.positive("intermediate_size"),
-        bos_token_id=None,
-        eos_token_ids=config.integers("eos_token_id"),
-        dtype=config.torch_dtype(),
     )

@@ -1,7 +1,7 @@
 """ModelSpec: everything the shared decoder must know of a checkpoint, as frozen data. Knows no tensor values."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 
@@ -55,10 +55,9 @@ class SharedSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """A decoder-only MoE model. Shape letters: V vocabulary, H hidden, L layers, A heads, KH kv heads, D head_dim."""
+class Trunk:
+    """What every family's config.json spells alike. A heads, KH kv heads and D head_dim need not make up H hidden."""
 
-    architecture: str  # config.json's model_type
     vocab_size: int
     hidden: int
     layers: int
@@ -70,18 +69,32 @@ class ModelSpec:
     max_position: int
     extendable_to: int | None  # --max-model-len may go up to here; None = not beyond max_position
     tied: bool
-    qkv_bias: bool
-    output_bias: bool
-    qk_norm: QkNorm
-    qk_norm_names: tuple[str, ...]  # of q and of k, with {layer}; empty without qk_norm
-    windows: tuple[int | None, ...]  # per layer: sliding window in tokens, None = full attention
-    gate: GateSpec
-    experts: ExpertsSpec
-    shared: SharedSpec | None
-    dense_width: int  # of layers that are no MoE layers
-    bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     dtype: torch.dtype  # the checkpoint's
+
+    def fields(self) -> dict[str, Any]:
+        """Field by field, to build a ModelSpec from."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec(Trunk):
+    """A decoder-only MoE model: the trunk, and what its family adds. Names hold {layer}."""
+
+    architecture: str  # the family's model_type
+    gate: GateSpec
+    experts: ExpertsSpec
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: QkNorm = "none"
+    qk_norm_names: tuple[str, ...] = ()  # of q and of k
+    windows: tuple[int | None, ...] = ()  # per layer, see `window`; empty = full attention everywhere
+    shared: SharedSpec | None = None
+    dense_width: int = 0  # of layers that are no MoE layers
+
+    def window(self, layer: int) -> int | None:
+        """Sliding window of a layer in tokens (it counts the token itself), None = full attention."""
+        return self.windows[layer] if self.windows else None
 
     @property
     def longest(self) -> int:

@@ -121,9 +121,6 @@ class Tagged(ReasoningParser):
         out["reasoning" if self._part == "reasoning" else "content"] += text
 
 
-
-
-
 def parser_name(wanted: str, architecture: str, template: str | None) -> str:
     """Resolve "auto": by the family, and by whether the chat template speaks of thinking. Raises UserError."""
     if wanted not in PARSERS:

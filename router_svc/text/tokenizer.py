@@ -41,7 +41,9 @@ class JsonTokenizer(Tokenizer):
         try:
             self._inner = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for every malformed file
-            raise UserError(f"an unreadable tokenizer ({error})", "a tokenizer.json of the tokenizers library", str(path)) from None
+            raise UserError(
+                f"an unreadable tokenizer ({error})", "a tokenizer.json of the tokenizers library", str(path)
+            ) from None
         added = self._inner.get_added_tokens_decoder()
         self.special_ids = frozenset(token for token, entry in added.items() if entry.special)
 
@@ -95,7 +97,9 @@ class TiktokenTokenizer(Tokenizer):
     def __init__(self, path: Path) -> None:
         ranks = _read_ranks(path)
         specials = {name: len(ranks) + i for i, name in enumerate(_HUNYUAN_SPECIALS)}
-        self._inner = tiktoken.Encoding("hunyuan", pat_str=_HUNYUAN_SPLIT, mergeable_ranks=ranks, special_tokens=specials)
+        self._inner = tiktoken.Encoding(
+            "hunyuan", pat_str=_HUNYUAN_SPLIT, mergeable_ranks=ranks, special_tokens=specials
+        )
         self.special_ids = frozenset(specials.values())
         self._size = len(ranks) + len(specials)
 

@@ -27,6 +27,7 @@ def prompts() -> list[list[int]]:
 def check_tokens(cluster: RayCluster, folder: Path) -> None:
     wanted = [checkpoints.reference_greedy(folder, ids, COUNT)[0] for ids in prompts()]
     with Client(f"127.0.0.1:{cluster.grpc_port}") as client, ThreadPoolExecutor(8) as pool:
+
         def ask(ids: list[int]) -> list[int]:
             return list(client.generate(ids, max_tokens=COUNT, temperature=0.0, ignore_eos=True)[0].token_ids)
 
@@ -37,7 +38,9 @@ def check_tokens(cluster: RayCluster, folder: Path) -> None:
         assert client.placement().slot_expert
     body = {"prompt": prompts()[1], "max_tokens": COUNT, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
     request = urllib.request.Request(
-        f"http://127.0.0.1:{cluster.http_port}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+        f"http://127.0.0.1:{cluster.http_port}/v1/completions",
+        json.dumps(body).encode(),
+        {"content-type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
         assert json.load(answer)["choices"][0]["token_ids"] == wanted[1]

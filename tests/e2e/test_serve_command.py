@@ -22,7 +22,9 @@ READY = re.compile(r"grpc 127\.0\.0\.1:(\d+), http http://127\.0\.0\.1:(\d+)")
 def serving(*options: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """(process, gRPC target, HTTP port) of a `serve` that is ready."""
     command = [*TOKENYARD, "serve", "--grpc-port", "0", "--http-port", "0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     errors: list[str] = []
     assert process.stderr is not None
     assert process.stdout is not None

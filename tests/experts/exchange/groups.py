@@ -46,7 +46,7 @@ def run_members(
                 results[index] = body(exchange, seat)
             finally:
                 exchange.close()
-        except BaseException as error:  # noqa: BLE001 - handed to the test
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=main, args=(i, seat), daemon=True) for i, seat in enumerate(members.members)]

@@ -78,7 +78,9 @@ def test_stop_ids_eos_and_length_end_a_choice(folder: Path) -> None:
     tokens = greedy(folder, PROMPTS[1], 12)
     with running(folder) as harness:
         harness.engine.post(EngineRequest("stop", PROMPTS[1], sampling(40, stop_token_ids=(tokens[4],))))
-        harness.engine.post(EngineRequest("eos", PROMPTS[1], sampling(40, eos_token_ids=(tokens[6],), ignore_eos=False)))
+        harness.engine.post(
+            EngineRequest("eos", PROMPTS[1], sampling(40, eos_token_ids=(tokens[6],), ignore_eos=False))
+        )
         harness.engine.post(EngineRequest("length", PROMPTS[1], sampling(3)))
         got = harness.collect(3)
     ends = {name: got[name, 0][-1] for name in ("stop", "eos", "length")}

@@ -174,4 +174,4 @@ def test_any_value_under_any_key_is_read_or_refused(tmp_path: Path, data: st.Dat
     except UserError:
         return
     assert spec.experts.moe_layers >= 1
-    assert len(spec.windows) == spec.layers
+    assert len(spec.windows) in (0, spec.layers)

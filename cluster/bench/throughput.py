@@ -1,0 +1,169 @@
+"""`bench throughput`: the whole engine, token ids in and out, greedy, no prefix reuse; in one process or on Ray."""
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.config import ServeConfig
+from cluster.inprocess import LocalRank
+from cluster.plan import ServePlan, make_plan
+from router_svc.request import EngineRequest, Event, FailedEvent, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """B sequences of P prompt tokens, G new tokens each."""
+
+    batch: int
+    prompt: int
+    gen: int
+
+
+class Runner(Protocol):
+    """Runs one batch: (seconds to the batch's first tokens, seconds in all)."""
+
+    def __call__(self, prompts: list[list[int]], gen: int) -> tuple[float, float]: ...
+
+
+def run(
+    folder: Path, config: ServeConfig, batches: list[int], prompt: int, gen: int, reps: int, as_json: bool
+) -> None:
+    """Measure each batch size `reps` times and print the best: a line of JSON each, or a table."""
+    longest = prompt + gen
+    config = replace(
+        config, max_num_seqs=max(batches), max_model_len=longest, grpc_port=0, http_port=0, max_queue_len=max(batches)
+    )
+    plan = make_plan(folder, config, check_ports=False)
+    blocks = max(batches) * -(-longest // plan.engine.block_size)
+    engine = replace(plan.engine, enable_prefix_caching=False, kv_blocks=max(plan.engine.kv_blocks, blocks))
+    rows = []
+    with _runner(replace(plan, engine=engine)) as runner:
+        for batch in batches:
+            row = _measure(runner, plan, Case(batch, prompt, gen), reps)
+            rows.append(row)
+            if as_json:
+                print(json.dumps(row), flush=True)
+    if not as_json:
+        _show(rows)
+
+
+def prompts_of(case: Case, vocabulary: int) -> list[list[int]]:
+    """Random ids, the same for the same case."""
+    rng = random.Random(f"{case.batch}/{case.prompt}")
+    return [[rng.randrange(10, vocabulary) for _ in range(case.prompt)] for _ in range(case.batch)]
+
+
+def _measure(runner: Runner, plan: ServePlan, case: Case, reps: int) -> dict[str, object]:
+    prefill = decode = 0.0
+    for _ in range(reps):
+        first, total = runner(prompts_of(case, plan.spec.vocab_size), case.gen)
+        prefill = max(prefill, case.batch * case.prompt / first)
+        decode = max(decode, case.batch * (case.gen - 1) / (total - first))
+    config = plan.config
+    return {
+        "engine": "tokenyard",
+        "attention_workers": config.attention_workers,
+        "expert_workers": 0 if config.colocate else config.experts,
+        "batch": case.batch,
+        "prompt": case.prompt,
+        "gen": case.gen,
+        "prefill_tok_s": round(prefill, 1),
+        "decode_tok_s": round(decode, 1),
+        "dtype": str(plan.dtype).removeprefix("torch."),
+        "quantization": "none",
+    }
+
+
+@contextmanager
+def _runner(plan: ServePlan) -> Iterator[Runner]:
+    if not plan.config.one_process:
+        with _ray_runner(plan) as runner:
+            yield runner
+        return
+    events: SimpleQueue[Event] = SimpleQueue()
+
+    def deliver(found: list[Event]) -> None:
+        for event in found:
+            events.put(event)
+
+    rank = LocalRank(plan, deliver)
+    rank.start()
+
+    def one(prompts: list[list[int]], gen: int) -> tuple[float, float]:
+        start = time.perf_counter()
+        for i, ids in enumerate(prompts):
+            rank.engine.post(EngineRequest(f"b{i}", tuple(ids), _greedy(gen)))
+        first, waiting, left = 0.0, {f"b{i}" for i in range(len(prompts))}, len(prompts)
+        while left:
+            event = events.get()
+            if isinstance(event, FailedEvent):
+                raise RuntimeError(event.message)
+            if event.request_id in waiting:
+                waiting.remove(event.request_id)
+                if not waiting:
+                    first = time.perf_counter() - start
+            left -= event.finish_reason is not None
+        return first, time.perf_counter() - start
+
+    try:
+        yield one
+    finally:
+        rank.stop()
+
+
+@contextmanager
+def _ray_runner(plan: ServePlan) -> Iterator[Runner]:
+    """Through the gRPC door of a cluster: one stream a sequence."""
+    from cluster.launch import RayCluster  # Ray loads only where it is used
+    from cluster.loading import LoadingView
+    from router_svc.client import Client
+
+    cluster = RayCluster(plan)
+    try:
+        with LoadingView(plan.seats) as view:
+            cluster.start(view)
+        with Client(f"127.0.0.1:{cluster.grpc_port}") as client:
+
+            def one(prompts: list[list[int]], gen: int) -> tuple[float, float]:
+                start = time.perf_counter()
+
+                def stream(ids: list[int]) -> float:
+                    deltas = client.generate_stream(ids, max_tokens=gen, temperature=0.0, ignore_eos=True)
+                    next(deltas)
+                    first = time.perf_counter() - start
+                    for _ in deltas:
+                        continue
+                    return first
+
+                with ThreadPoolExecutor(len(prompts)) as pool:
+                    firsts = list(pool.map(stream, prompts))
+                return max(firsts), time.perf_counter() - start
+
+            yield one
+    finally:
+        cluster.stop()
+
+
+def _greedy(gen: int) -> Sampling:
+    return Sampling(max_tokens=gen, seed=0, temperature=0.0, ignore_eos=True)
+
+
+def _show(rows: list[dict[str, object]]) -> None:
+    table = Table()
+    names = ("batch", "prompt", "gen", "prefill_tok_s", "decode_tok_s", "dtype")
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in names))
+    Console().print(table)
+

@@ -1,0 +1,172 @@
+"""The gRPC face: our client, a generic client over reflection, codes, cancellation, deadlines, health."""
+
+import time
+
+import grpc
+import pytest
+from google.protobuf import descriptor_pool, message_factory
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from router_svc.client import AsyncClient, CallError, Client
+from router_svc.client.requests import Retries
+from router_svc.proto import tokenyard_pb2 as pb
+from router_svc.proto import tokenyard_pb2_grpc as rpc
+from tests.server import RunningServer
+
+
+@pytest.fixture(scope="module")
+def client(server: RunningServer) -> Client:
+    return Client(server.target, retries=Retries(attempts=1))
+
+
+def test_generate_whole_and_streamed_alike(client: Client) -> None:
+    fields = {"max_tokens": 30, "temperature": 0.8, "seed": 3}
+    (whole,) = client.generate("Once upon a time", **fields)
+    deltas = list(client.generate_stream("Once upon a time", **fields))
+    assert "".join(d.text for d in deltas) == whole.text
+    assert [t for d in deltas for t in d.token_ids] == list(whole.token_ids)
+    assert [d.index for d in deltas] == list(range(len(deltas)))
+    assert deltas[-1].usage == whole.usage
+    assert deltas[-1].message.timings.total >= deltas[-1].message.timings.first_token > 0
+
+
+def test_chat_with_reasoning(client: Client) -> None:
+    (result,) = client.chat("/think What is 123 + 456?", temperature=0.0)
+    assert result.content.strip() == "579"
+    assert "write 9" in result.reasoning
+    deltas = list(client.chat_stream("/think What is 123 + 456?", temperature=0.0))
+    assert "".join(d.content for d in deltas) == result.content
+    assert "".join(d.reasoning for d in deltas) == result.reasoning
+    (short,) = client.chat("What is 1 + 2?", enable_thinking=False, temperature=0.0)
+    assert short.reasoning == ""
+
+
+def test_tokens_info_status_placement(client: Client) -> None:
+    ids = client.tokenize("7 + 8 = ÿ")
+    assert client.detokenize(ids) == "7 + 8 = ÿ"
+    info = client.model_info()
+    assert (info["architecture"], info["experts"], info["top_k"]) == ("hunyuan_v1_moe", 64, 8)
+    status = client.status()
+    assert (status["state"], status["epoch"], status["workers"][0]["role"]) == ("ready", 0, "both")
+    placement = client.placement()
+    assert len(placement.slot_expert) == placement.layers * placement.ranks * placement.slots_per_rank
+
+
+async def test_async_client(server: RunningServer) -> None:
+    async with AsyncClient(server.target) as client:
+        (result,) = await client.generate([20, 30, 40], max_tokens=5, temperature=0.0, ignore_eos=True)
+        streamed = [d async for d in client.generate_stream([20, 30, 40], max_tokens=5, temperature=0.0, ignore_eos=True)]
+        assert [t for d in streamed for t in d.token_ids] == list(result.token_ids)
+
+
+def test_n_stop_and_logprobs(client: Client) -> None:
+    results = client.generate("Once upon a time", max_tokens=20, temperature=1.0, seed=1, n=3, logprobs=2)
+    assert len({r.text for r in results}) == 3
+    assert len(results[0].message.logprobs) == results[0].usage["completion_tokens"]
+    word = results[0].text.split()[1]
+    (cut, *_) = client.generate("Once upon a time", max_tokens=20, temperature=1.0, seed=1, n=3, stop=[word])
+    assert cut.finish_reason == "stop"
+    assert word not in cut.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"temperature": -0.5}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"n": 65}, "n"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"max_tokens": 5000}, "max_tokens"),
+        ({"stop": [""]}, "stop"),
+        ({"stop_token_ids": [512]}, "stop_token_ids"),
+        ({"timeout": -1.0}, "timeout"),
+    ],
+)
+def test_wrong_fields_are_invalid_argument(client: Client, fields: dict[str, object], named: str) -> None:
+    with pytest.raises(CallError) as caught:
+        client.generate("a", **fields)  # type: ignore[arg-type]
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert named in caught.value.message
+
+
+def test_wrong_input_is_named(server: RunningServer) -> None:
+    with grpc.insecure_channel(server.target) as channel:
+        stub = rpc.InferenceStub(channel)
+        for request, named in (
+            (pb.GenerateRequest(), "input"),
+            (pb.GenerateRequest(text=""), "prompt"),
+            (pb.GenerateRequest(token_ids=pb.TokenIds(ids=[-1])), "-1"),
+            (pb.GenerateRequest(text="a", resume_from=3), "resume_from"),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.Generate(request)
+            assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert named in caught.value.details()
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Chat(pb.ChatRequest(messages=[pb.ChatMessage(role="user", content="x")], chat_template_kwargs="[1]"))
+        assert "chat_template_kwargs" in caught.value.details()
+
+
+def test_admin_names_that_are_not_built(server: RunningServer) -> None:
+    with grpc.insecure_channel(server.target) as channel:
+        stub = rpc.AdminStub(channel)
+        for call, request in (
+            (stub.Rebalance, pb.RebalanceRequest()), (stub.Drain, pb.DrainRequest()), (stub.Scale, pb.ScaleRequest()),
+        ):  # fmt: skip
+            with pytest.raises(grpc.RpcError) as caught:
+                call(request)
+            assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+            assert "not available" in caught.value.details()
+
+
+def test_cancel_and_deadline_free_the_blocks(client: Client, server: RunningServer) -> None:
+    stream = client.generate_stream("Once", max_tokens=1800, ignore_eos=True)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    server.quiet()
+    with pytest.raises(CallError) as caught:
+        client.generate("Once", max_tokens=1800, ignore_eos=True, timeout=0.1)
+    assert caught.value.code == "DEADLINE_EXCEEDED"
+    server.quiet()
+    with grpc.insecure_channel(server.target) as channel:
+        request = pb.GenerateRequest(text="Once", sampling=pb.Sampling(max_tokens=1800, ignore_eos=True))
+        with pytest.raises(grpc.RpcError) as late:
+            rpc.InferenceStub(channel).Generate(request, timeout=0.2)
+        assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    server.quiet()
+
+
+def test_slow_reader_holds_back_its_own_stream_only(client: Client, server: RunningServer) -> None:
+    options = [("grpc.http2.lookahead_bytes", 0), ("grpc.http2.bdp_probe", 0)]
+    with grpc.insecure_channel(server.target, options=options) as channel:
+        sampling = pb.Sampling(max_tokens=1900, ignore_eos=True, n=8, logprobs=20)
+        slow = rpc.InferenceStub(channel).GenerateStream(pb.GenerateRequest(text="Once", sampling=sampling))
+        next(slow)
+        started = time.monotonic()
+        (result,) = client.generate("Once", max_tokens=50, ignore_eos=True)
+        assert result.usage["completion_tokens"] == 50
+        assert time.monotonic() - started < 30
+        slow.cancel()
+    server.quiet(20)
+
+
+def test_health_and_reflection(server: RunningServer) -> None:
+    with grpc.insecure_channel(server.target) as channel:
+        for name in ("", "tokenyard.v1.Inference"):
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert {"tokenyard.v1.Inference", "tokenyard.v1.Admin", "grpc.health.v1.Health"} <= set(database.get_services())
+        pool = descriptor_pool.DescriptorPool(database)
+        method = pool.FindServiceByName("tokenyard.v1.Inference").FindMethodByName("Generate")
+        request_class = message_factory.GetMessageClass(method.input_type)
+        answer_class = message_factory.GetMessageClass(method.output_type)
+        call = channel.unary_unary(
+            "/tokenyard.v1.Inference/Generate", request_class.SerializeToString, answer_class.FromString
+        )
+        request = request_class(text="Once")
+        request.sampling.max_tokens = 4
+        request.sampling.ignore_eos = True
+        assert len(call(request).choices[0].token_ids) == 4

@@ -1,0 +1,173 @@
+"""The HTTP face below the openai client: raw bodies, statuses, headers, and generated requests."""
+
+import http.client
+import json
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from router_svc.api.http import BODY_LIMIT
+from tests.server import RunningServer, one_process
+
+
+def send(server: RunningServer, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any, Any]:
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+    try:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        raw = answer.read()
+        kind = answer.headers.get("content-type", "")
+        return answer.status, json.loads(raw) if "json" in kind else raw.decode(), answer.headers
+    finally:
+        connection.close()
+
+
+def post(server: RunningServer, path: str, value: Any) -> tuple[int, Any, Any]:
+    return send(server, "POST", path, json.dumps(value).encode())
+
+
+def test_health_version_metrics(server: RunningServer) -> None:
+    assert send(server, "GET", "/health")[:2] == (200, {"status": "ready"})
+    assert send(server, "GET", "/version")[1]["version"]
+    post(server, "/v1/completions", {"prompt": "a", "max_tokens": 2})
+    page = send(server, "GET", "/metrics")[1]
+    for name in (
+        "time_to_first_token_seconds_count", "e2e_request_latency_seconds_count", "prompt_tokens_total", "generation_tokens_total",
+        'request_success_total{finished_reason="length"}', 'num_requests_running{rank="0"}', 'kv_cache_usage_perc{rank="0"}',
+        'expert_rank_tokens_total{rank="0"}', "eplb_balancedness", 'dispatch_seconds_total{rank="0"}',
+    ):  # fmt: skip
+        assert f"tokenyard_{name}" in page
+
+
+def test_tokenize_and_back(server: RunningServer) -> None:
+    status, found, _ = post(server, "/tokenize", {"prompt": "12 + 3 = Ω"})
+    assert status == 200
+    assert found["count"] == len(found["tokens"])
+    assert post(server, "/detokenize", {"tokens": found["tokens"]})[1] == {"prompt": "12 + 3 = Ω"}
+    chat = post(server, "/tokenize", {"messages": [{"role": "user", "content": "hi"}]})[1]
+    assert post(server, "/detokenize", {"tokens": chat["tokens"]})[1]["prompt"] == "<|startoftext|>hi<|extra_0|>"
+    assert post(server, "/detokenize", {"tokens": [10**6]})[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b"{", "body"),
+        (b"[]", "body"),
+        (b'{"prompt": "\xff"}', "UTF-8"),
+        (b'{"prompt": ""}', "prompt"),
+        (b"{}", "prompt"),
+        (b'{"prompt": [1, 99999]}', "99999"),
+        (b'{"prompt": "a", "temperature": "hot"}', "temperature"),
+        (b'{"prompt": "a", "max_tokens": 0}', "max_tokens"),
+        (b'{"prompt": "a", "max_tokens": true}', "max_tokens"),
+        (b'{"prompt": "a", "logprobs": 100}', "logprobs"),
+        (b'{"prompt": "a", "best_of": 3}', "best_of"),
+        (b'{"prompt": "a", "suffix": "b"}', "suffix"),
+        (b'{"prompt": "a", "seed": 99999999999999999999}', "seed"),
+    ],
+)
+def test_bad_bodies_get_one_line(server: RunningServer, body: bytes, named: str) -> None:
+    status, found, _ = send(server, "POST", "/v1/completions", body)
+    assert status == 400
+    assert named in found["error"]["message"]
+    assert "\n" not in found["error"]["message"]
+    assert found["error"]["type"] == "invalid_request_error"
+
+
+def test_names_that_are_not_built_are_refused(server: RunningServer) -> None:
+    assert post(server, "/v1/responses", {"input": "x"})[0] == 404
+    assert send(server, "GET", "/v1/completions")[0] == 405
+    status, found, _ = send(server, "POST", "/v1/completions", b'{"prompt": "a"}', **{"last-event-id": "3"})
+    assert status == 400
+    assert "Last-Event-ID" in found["error"]["message"]
+
+
+def test_unknown_fields_are_ignored_and_named(server: RunningServer) -> None:
+    status, _, headers = post(server, "/v1/completions", {"prompt": "a", "max_tokens": 1, "colour": "red", "size": 2})
+    assert status == 200
+    assert "colour, size" in headers["warning"]
+
+
+def test_body_over_the_limit(server: RunningServer) -> None:
+    status, found, _ = send(server, "POST", "/v1/completions", b" " * (BODY_LIMIT + 1))
+    assert status == 413
+    assert str(BODY_LIMIT) in found["error"]["message"]
+
+
+def test_stream_has_ids_and_done(server: RunningServer) -> None:
+    body = {"prompt": "Once", "max_tokens": 4, "stream": True, "ignore_eos": True, "return_token_ids": True}
+    raw = post(server, "/v1/completions", body)[1]
+    assert raw.endswith("data: [DONE]\n\n")
+    assert [line for line in raw.splitlines() if line.startswith("id:")] == [f"id: {i}" for i in range(4)]
+
+
+def test_disconnect_ends_the_work(server: RunningServer) -> None:
+    for stream in (True, False):
+        place = urlsplit(server.url)
+        raw = json.dumps({"prompt": "Once", "max_tokens": 1800, "ignore_eos": True, "stream": stream}).encode()
+        with socket.create_connection((place.hostname or "", place.port or 0)) as wire:
+            head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(raw)}\r\n\r\n"
+            wire.sendall(head.encode() + raw)
+            if stream:
+                wire.recv(100)
+        server.quiet()
+
+
+def test_full_queue_is_429_with_a_hint() -> None:
+    with one_process(max_num_seqs=1, max_queue_len=1) as small:
+        place = urlsplit(small.url)
+        body = json.dumps({"prompt": "Once", "max_tokens": 1500, "ignore_eos": True, "stream": True}).encode()
+        wires = []
+        try:
+            refused = None
+            for _ in range(4):
+                wire = http.client.HTTPConnection(place.netloc, timeout=30)
+                wires.append(wire)
+                wire.request("POST", "/v1/completions", body)
+                if len(wires) in (1,):
+                    wire.getresponse().read(10)
+            statuses = []
+            wires[-1].sock.settimeout(5)
+            refused = wires[-1].getresponse()
+            statuses.append(refused.status)
+            assert statuses == [429]
+            assert int(refused.headers["retry-after"]) >= 1
+            assert b"queue is full" in refused.read()
+        finally:
+            for wire in wires:
+                wire.close()
+        small.quiet()
+
+
+_numbers = st.one_of(st.none(), st.integers(-5, 3000), st.floats(allow_nan=False, allow_infinity=False, width=32), st.booleans(), st.text(max_size=3))
+_fields = st.fixed_dictionaries(
+    {"prompt": st.one_of(st.text(max_size=40), st.lists(st.integers(-2, 600), max_size=20), st.lists(st.text(max_size=9), max_size=3))},
+    optional={
+        name: _numbers
+        for name in (
+            "max_tokens", "temperature", "top_p", "top_k", "min_p", "n", "seed", "logprobs", "presence_penalty", "frequency_penalty",
+            "repetition_penalty", "priority",
+        )
+    }
+    | {"stop": st.one_of(st.text(max_size=4), st.lists(st.text(max_size=4), max_size=3)), "echo": st.booleans(), "stream": st.booleans()}
+    | {"logit_bias": st.dictionaries(st.text("0123456789-x", max_size=3), st.floats(-200, 200), max_size=3)},
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=_fields)
+def test_generated_requests_get_documented_answers(server: RunningServer, body: dict[str, Any]) -> None:
+    if isinstance(body.get("max_tokens"), int) and not isinstance(body["max_tokens"], bool):
+        body["max_tokens"] = min(body["max_tokens"], 12)
+    else:
+        body.setdefault("max_tokens", 5)
+    status, found, _ = post(server, "/v1/completions", body)
+    assert status in (200, 400), found
+    if status == 400:
+        assert found["error"]["message"]
+    server.quiet()

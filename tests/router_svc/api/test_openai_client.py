@@ -1,0 +1,146 @@
+"""The official openai client, unmodified, against the HTTP face."""
+
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.server import RunningServer
+
+QUESTION = [{"role": "user", "content": "/think What is 123 + 456?"}]
+
+
+@pytest.fixture(scope="module")
+def client(server: RunningServer) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def test_models(client: OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["demo"]
+    assert client.models.retrieve("demo").id == "demo"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_chat_answers_with_reasoning_apart(client: OpenAI) -> None:
+    done = client.chat.completions.create(model="demo", messages=QUESTION, temperature=0)
+    message = done.choices[0].message
+    assert message.content is not None
+    assert message.content.strip() == "579"
+    assert "write 9" in message.model_extra["reasoning"]
+    assert done.choices[0].finish_reason == "stop"
+    assert done.usage is not None
+    assert done.usage.total_tokens == done.usage.prompt_tokens + done.usage.completion_tokens
+
+
+def test_chat_stream_is_the_same_text(client: OpenAI) -> None:
+    whole = client.chat.completions.create(model="demo", messages=QUESTION, temperature=0).choices[0].message
+    content, reasoning, reasons, usage = "", "", [], None
+    stream = client.chat.completions.create(
+        model="demo", messages=QUESTION, temperature=0, stream=True, stream_options={"include_usage": True}
+    )
+    for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            content += choice.delta.content or ""
+            reasoning += (choice.delta.model_extra or {}).get("reasoning", "")
+            reasons.append(choice.finish_reason)
+    assert (content, reasoning) == (whole.content, whole.model_extra["reasoning"])
+    assert "<think>" not in content + reasoning
+    assert reasons[-1] == "stop"
+    assert set(reasons[:-1]) == {None}
+    assert usage is not None
+    assert usage.completion_tokens > 20
+
+
+def test_no_thinking_by_template_option(client: OpenAI) -> None:
+    done = client.chat.completions.create(
+        model="demo", messages=[{"role": "user", "content": "What is 2 + 3?"}], temperature=0,
+        extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+    )  # fmt: skip
+    assert done.choices[0].message.model_extra["reasoning"] is None
+    assert done.usage is not None
+    assert done.usage.completion_tokens < 30
+
+
+def test_content_parts_developer_role_and_max_completion_tokens(client: OpenAI) -> None:
+    done = client.chat.completions.create(
+        model="demo", max_completion_tokens=7, user="u", metadata={"k": "v"}, store=False,
+        messages=[
+            {"role": "developer", "content": "You are a careful calculator."},
+            {"role": "user", "content": [{"type": "text", "text": "/think "}, {"type": "text", "text": "1+1"}]},
+        ],
+    )  # fmt: skip
+    assert done.choices[0].finish_reason == "length"
+    assert done.usage is not None
+    assert done.usage.completion_tokens == 7
+
+
+def test_completions_n_seed_stop_and_logprobs(client: OpenAI) -> None:
+    fields = {"model": "demo", "prompt": "Once upon a time", "max_tokens": 24, "seed": 7, "temperature": 1.0}
+    first = client.completions.create(n=2, logprobs=2, **fields)
+    again = client.completions.create(n=2, **fields)
+    assert [c.text for c in first.choices] == [c.text for c in again.choices]
+    assert first.choices[0].text != first.choices[1].text
+    logprobs = first.choices[0].logprobs
+    assert logprobs is not None
+    assert "".join(logprobs.tokens or []) == first.choices[0].text
+    assert all(value is not None and value <= 0 for value in logprobs.token_logprobs or [])
+    word = first.choices[0].text.split()[2]
+    cut = client.completions.create(stop=[word], **fields).choices[0]
+    assert cut.finish_reason == "stop"
+    assert word not in cut.text
+    assert first.choices[0].text.startswith(cut.text)
+
+
+def test_echo_with_prompt_logprobs_and_prompt_lists(client: OpenAI) -> None:
+    done = client.completions.create(model="demo", prompt="def add", max_tokens=3, echo=True, logprobs=1, temperature=0)
+    choice = done.choices[0]
+    assert choice.text.startswith("def add")
+    assert choice.logprobs is not None
+    assert "".join(choice.logprobs.tokens or []) == choice.text
+    several = client.completions.create(model="demo", prompt=["def add", "def sub"], max_tokens=3, n=2, temperature=0)
+    assert [c.index for c in several.choices] == [0, 1, 2, 3]
+    assert several.choices[0].text == several.choices[1].text
+
+
+def test_chat_logprobs(client: OpenAI) -> None:
+    done = client.chat.completions.create(
+        model="demo", messages=QUESTION, max_tokens=4, logprobs=True, top_logprobs=3, temperature=0
+    )
+    content = done.choices[0].logprobs.content  # type: ignore[union-attr]
+    assert content is not None
+    assert len(content) == 4
+    assert len(content[0].top_logprobs) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"max_tokens": 10**6}, "max_tokens"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 99}, "logprobs"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "role"),
+    ],
+)
+def test_wrong_fields_are_named(client: OpenAI, fields: dict[str, object], named: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{"model": "demo", "messages": QUESTION, **fields})  # type: ignore[call-overload]
+    assert named in caught.value.message
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="other", messages=QUESTION)  # type: ignore[arg-type]
+
+
+def test_closing_a_stream_frees_its_blocks(client: OpenAI, server: RunningServer) -> None:
+    stream = client.completions.create(
+        model="demo", prompt="Once", max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    stream.close()
+    server.quiet()

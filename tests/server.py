@@ -1,0 +1,65 @@
+"""The whole server in one process, its event loop in a thread: real engine, small model, real ports."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cluster.config import ServeConfig
+from cluster.inprocess import LocalServer
+from cluster.plan import make_plan
+from router_svc.demo_model.path import checkpoint_path
+
+
+class RunningServer:
+    """A started LocalServer and where it listens."""
+
+    def __init__(self, server: LocalServer, loop: asyncio.AbstractEventLoop) -> None:
+        self.server = server
+        self._loop = loop
+        assert server.grpc is not None
+        self.target = f"127.0.0.1:{server.grpc.port}"
+        self.url = f"http://127.0.0.1:{server.http_port}"
+
+    def call(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine in the server's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+    def stats(self) -> Any:
+        """The engine's."""
+        assert self.server.rank is not None
+        return self.server.rank.engine.stats()
+
+    def quiet(self, timeout: float = 5.0) -> None:
+        """Wait until nothing runs and no block is held; fails otherwise."""
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            stats = self.stats()
+            if not (stats.running or stats.waiting or stats.kv_blocks_held):
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"still busy: {self.stats()}")
+
+
+@contextmanager
+def one_process(folder: Path | None = None, **options: Any) -> Iterator[RunningServer]:
+    """The small model unless told otherwise, in float32; options: ServeConfig's fields."""
+    config = replace(
+        ServeConfig(), expert_workers=0, dtype="float32", grpc_port=0, http_port=0, served_model_name="demo", **options
+    )
+    plan = make_plan(folder or checkpoint_path(), config, check_ports=False)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    server = LocalServer(plan)
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result(60)
+    try:
+        yield RunningServer(server, loop)
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(0.2), loop).result(30)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
