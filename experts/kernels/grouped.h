@@ -14,7 +14,7 @@
 INLINE void NAME(tile)(const W *w, int64_t ldw, const X *const *x, int64_t count, float *out, const int ROWS,
                        const int COLS)
 {
-    vf acc[8][4];
+    vf acc[8][6];
     int64_t whole = count / STEP * STEP;
     UNROLL for (int r = 0; r < ROWS; r++)
         UNROLL for (int m = 0; m < COLS; m++)
@@ -22,46 +22,58 @@ INLINE void NAME(tile)(const W *w, int64_t ldw, const X *const *x, int64_t count
     for (int64_t i = 0; i < whole; i += STEP)
         UNROLL for (int r = 0; r < ROWS; r++) {
             const W *part = w + r * ldw + i;
+            __builtin_prefetch(part + ROWS * ldw); /* a row is too short for the processor to see a stream */
             UNROLL for (int m = 0; m < COLS; m++)
                 acc[r][m] = STEP_DOT(acc[r][m], part, x[m] + i);
         }
-    UNROLL for (int r = 0; r < ROWS; r++)
-        UNROLL for (int m = 0; m < COLS; m++) {
-            float total = sum_lanes(acc[r][m]);
-            for (int64_t i = whole; i < count; i++)
-                total += TAIL(w[r * ldw + i], x[m][i]);
-            out[m * BLOCK + r] = total;
-        }
+    UNROLL for (int q = 0; q < ROWS * COLS; q += 4) {
+        const vf none = {0};
+        const int many = ROWS * COLS;
+        quad sums = sum_lanes(acc[q % ROWS][q / ROWS], q + 1 < many ? acc[(q + 1) % ROWS][(q + 1) / ROWS] : none,
+                              q + 2 < many ? acc[(q + 2) % ROWS][(q + 2) / ROWS] : none,
+                              q + 3 < many ? acc[(q + 3) % ROWS][(q + 3) / ROWS] : none);
+        UNROLL for (int o = 0; o < 4; o++)
+            if (q + o < many)
+                out[(q + o) / ROWS * BLOCK + (q + o) % ROWS] = sums[o];
+    }
+    if (whole < count)
+        for (int r = 0; r < ROWS; r++)
+            for (int m = 0; m < COLS; m++)
+                for (int64_t i = whole; i < count; i++)
+                    out[m * BLOCK + r] += TAIL(w[r * ldw + i], x[m][i]);
 }
 
-#define NARROW_TILE(ROWS, COLS) NAME(tile)(w + r * ldw, ldw, x + m, count, out + m * BLOCK + r, ROWS, COLS)
-#define WIDE_TILES(ROWS)                                                   \
-    for (int64_t m = 0; m < cols; m += 4)                                  \
-        switch (cols - m) {                                                \
-        case 1: NARROW_TILE(ROWS, 1); break;                               \
-        case 2: NARROW_TILE(ROWS, 2); break;                               \
-        case 3: NARROW_TILE(ROWS, 3); break;                               \
-        default: NARROW_TILE(ROWS, 4); break;                              \
-        }
+#define TILE(ROWS, COLS)                                                                       \
+    for (; r + (ROWS) <= rows; r += (ROWS))                                                    \
+        NAME(tile)(w + r * ldw, ldw, x + m, count, out + m * BLOCK + r, ROWS, COLS);           \
+    break;
 
-/* The same for any number of weight rows up to BLOCK and of rows of x up to CHUNK. */
+/* The same for any number of weight rows up to BLOCK and of rows of x up to CHUNK: as many accumulators at a time as
+ * the registers hold, rows of x in even parts, so that no part is left with few. */
 static void NAME(block)(const W *w, int64_t ldw, int64_t rows, const X *const *x, int64_t cols, int64_t count,
                         float *out)
 {
-    int64_t r = 0;
-    if (cols == 1) {
-        const int64_t m = 0;
-        for (; r + 8 <= rows; r += 8)
-            NARROW_TILE(8, 1);
+    int64_t parts = (cols + MOST_COLS - 1) / MOST_COLS, m = 0;
+    for (int64_t part = 0; part < parts; part++) {
+        int64_t wide = (cols - m + parts - part - 1) / (parts - part), r = 0;
+        switch (wide) {
+        case 1: TILE(8, 1)
+        case 2: TILE(LANES == 16 ? 8 : 4, 2)
+        case 3: TILE(LANES == 16 ? 8 : 4, 3)
+        case 4: TILE(LANES == 16 ? 4 : 2, 4)
+#if LANES == 16
+        case 5: TILE(4, 5)
+        case 6: TILE(4, 6)
+#endif
+        }
+        for (; r < rows; r++)
+            for (int64_t one = m; one < m + wide; one++)
+                NAME(tile)(w + r * ldw, ldw, x + one, count, out + one * BLOCK + r, 1, 1);
+        m += wide;
     }
-    for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
-        WIDE_TILES(TILE_ROWS)
-    for (; r < rows; r++)
-        WIDE_TILES(1)
 }
 
-#undef NARROW_TILE
-#undef WIDE_TILES
+#undef TILE
 
 /* silu(gate) * up of all pairs of one slot, places [i, i + rows) of the width. */
 static void NAME(up)(const struct job *j, const W *w13, int64_t slot, int64_t i, int64_t rows)

@@ -55,12 +55,27 @@ INLINE bf16 narrow(float f)
     return (bf16)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
 }
 
-/* Halves are added to halves, so that the order is that of a tree. */
-INLINE float sum_lanes(vf v)
+#if LANES == 16
+#define PER_QUAD(a, b, c, d) {a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12, c + 12, d + 12}
+#elif LANES == 8
+#define PER_QUAD(a, b, c, d) {a, b, c, d, a + 4, b + 4, c + 4, d + 4}
+#else
+#define PER_QUAD(a, b, c, d) {a, b, c, d}
+#endif
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi)PER_QUAD(__VA_ARGS__))
+
+typedef float quad __attribute__((vector_size(16)));
+
+/* The sums of the lanes of a, b, c and d; each in an order that does not depend on the others. */
+INLINE quad sum_lanes(vf a, vf b, vf c, vf d)
 {
-    float part[LANES];
-    memcpy(part, &v, sizeof v);
-    UNROLL for (int width = LANES / 2; width; width /= 2)
+    enum { O = LANES }; /* where the second operand's lanes begin */
+    vf ab = SHUFFLE(a, b, 0, O, 1, O + 1) + SHUFFLE(a, b, 2, O + 2, 3, O + 3);
+    vf cd = SHUFFLE(c, d, 0, O, 1, O + 1) + SHUFFLE(c, d, 2, O + 2, 3, O + 3);
+    vf abcd = SHUFFLE(ab, cd, 0, 1, O, O + 1) + SHUFFLE(ab, cd, 2, 3, O + 2, O + 3);
+    quad part[LANES / 4];
+    memcpy(part, &abcd, sizeof abcd);
+    UNROLL for (int width = LANES / 8; width; width /= 2)
         UNROLL for (int i = 0; i < width; i++)
             part[i] += part[i + width];
     return part[0];

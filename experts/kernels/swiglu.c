@@ -11,7 +11,7 @@
 enum {
     BLOCK = 32, /* weight rows per piece of work; a multiple of every STEP */
     CHUNK = 64, /* rows of x that pass by a block at a time */
-    TILE_ROWS = LANES == 16 ? 4 : 2 /* with 4 rows of x, accumulators fill half of the registers */
+    MOST_COLS = LANES == 16 ? 6 : 4 /* rows of x per tile: with 4 weight rows 24 of 32 registers, else 8 of 16 */
 };
 
 struct job {

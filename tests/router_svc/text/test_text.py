@@ -1,0 +1,160 @@
+"""Detokenisation, stop strings and reasoning: whatever the chunks, the same text; tokenizers of all three kinds."""
+
+import base64
+import io
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experts.errors import UserError
+from router_svc.demo_model.path import checkpoint_path
+from router_svc.text.chat import ChatTemplate, load_chat_template
+from router_svc.text.detokenize import Detokenizer
+from router_svc.text.reasoning import Tagged, make_parser, parser_name
+from router_svc.text.stop import StopStrings
+from router_svc.text.tokenizer import Tokenizer, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def demo() -> Tokenizer:
+    return load_tokenizer(checkpoint_path())
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("pieces")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat sat on the mat", "a dog ate the cat"] * 20), model_writer=model, vocab_size=290,
+        byte_fallback=True, model_type="bpe", hard_vocab_limit=False,
+    )  # fmt: skip
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def hunyuan(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("hy")
+    tokens = [bytes([b]) for b in range(256)] + [b"th", b"the", b" c", b" ca"]
+    lines = [base64.b64encode(token) + b" " + str(rank).encode() for rank, token in enumerate(tokens)]
+    (folder / "hy.tiktoken").write_bytes(b"\n".join(lines))
+    return load_tokenizer(folder)
+
+
+@settings(max_examples=80, deadline=None)
+@given(text=st.text(max_size=60))
+def test_any_text_round_trips_and_streams(demo: Tokenizer, text: str) -> None:
+    ids = demo.encode(text, add_special_tokens=False)
+    plain = demo.decode(ids)
+    stream = Detokenizer(demo)
+    parts = [stream.add((token,)) for token in ids]
+    assert "".join(parts) + stream.finish() == plain
+    assert not any("\ufffd" in part for part in parts if "\ufffd" not in text)
+    if "<|" not in text:
+        assert plain == text
+
+
+@settings(max_examples=80, deadline=None)
+@given(ids=st.lists(st.integers(0, 259), max_size=40))
+def test_any_ids_stream_to_the_whole(demo: Tokenizer, hunyuan: Tokenizer, ids: list[int]) -> None:
+    for tokenizer in (demo, hunyuan):
+        stream = Detokenizer(tokenizer)
+        assert "".join(stream.add((token,)) for token in ids) + stream.finish() == tokenizer.decode(ids)
+
+
+def test_sentencepiece_spaces_and_bos(pieces: Tokenizer) -> None:
+    ids = pieces.encode("the cat sat", add_special_tokens=True)
+    assert ids[0] == 1
+    stream = Detokenizer(pieces)
+    assert "".join(stream.add((token,)) for token in ids) + stream.finish() == "the cat sat"
+
+
+def test_hunyuan_specials_follow_the_ranks(hunyuan: Tokenizer) -> None:
+    assert hunyuan.encode("<|startoftext|>the cat<|extra_0|>", False) == [261, 257, 259, ord("t"), 265]
+    assert hunyuan.decode([261, 257, 259]) == "the ca"
+    assert hunyuan.encode("12", False) == [ord("1"), ord("2")]
+
+
+@given(
+    text=st.text("abc", max_size=30),
+    stops=st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3),
+    cuts=st.lists(st.integers(1, 5)),
+)
+def test_stop_strings_cut_at_the_first_match(text: str, stops: list[str], cuts: list[int]) -> None:
+    finder, out, at = StopStrings(tuple(stops)), "", 0
+    for size in [*cuts, len(text)]:
+        out += finder.add(text[at : at + size])
+        at += size
+        if finder.matched:
+            break
+    if finder.matched is None:
+        out += finder.finish()
+    ends = [text.find(s) + len(s) for s in stops if s in text]
+    if not ends:
+        assert (finder.matched, out) == (None, text)
+    else:
+        assert finder.matched is not None
+        assert text.startswith(out + finder.matched)
+
+
+REASONED = "<think>\nfirst\n1<2\n</think>\n<answer>\n42 is <it>\n</answer>"
+
+
+@given(cuts=st.lists(st.integers(1, 9)))
+def test_reasoning_is_told_apart_whatever_the_chunks(cuts: list[int]) -> None:
+    for text, wanted in (
+        (REASONED, ("first\n1<2", "42 is <it>")),
+        ("<think>\n\n</think>\n<answer>\n7\n</answer>", ("", "7")),
+        ("<answer>\n7\n</answer>", ("", "7")),
+        ("plain <think>text", ("", "plain <think>text")),
+        ("<think>never ends", ("never ends", "")),
+        ("<thin air", ("", "<thin air")),
+    ):
+        parser = Tagged(answer_tags=True)
+        reasoning = content = ""
+        at = 0
+        for size in [*cuts, len(text)]:
+            part = parser.add(text[at : at + size])
+            reasoning, content = reasoning + part.reasoning, content + part.content
+            at += size
+        rest = parser.finish()
+        assert (reasoning + rest.reasoning, content + rest.content) == wanted
+
+
+def test_parser_is_chosen_by_family_and_prompt() -> None:
+    assert parser_name("auto", "hunyuan_v1_moe", None) == "hunyuan_a13b"
+    assert parser_name("auto", "mixtral", "{{ x }}") == "none"
+    assert make_parser("deepseek_r1", "…<think>\n").add("why</think>\nso").reasoning == "why"
+    with pytest.raises(UserError, match="reasoning parser"):
+        parser_name("gpt", "mixtral", None)
+
+
+def test_template_is_sandboxed_and_its_objections_are_told() -> None:
+    template = load_chat_template(checkpoint_path())
+    assert template is not None
+    user = {"role": "user", "content": "hi"}
+    assert template.render([{"role": "system", "content": ""}, user], {}) == "<|startoftext|>hi<|extra_0|>"
+    closed = template.render([user], {"enable_thinking": False})
+    assert closed == "<|startoftext|>hi<|extra_0|><think>\n\n</think>\n"
+    with pytest.raises(ValueError, match="must come first"):
+        template.render([user, {"role": "system", "content": "x"}], {})
+    for hostile in ("{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% for i in range(10**9) %}x{% endfor %}"):
+        with pytest.raises(ValueError):  # noqa: PT011  (the sandbox words it)
+            ChatTemplate(hostile, {}, "test").render([user], {})
+
+
+def test_broken_tokenizers_are_user_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "x.tiktoken").write_text("!!! 1")
+    with pytest.raises(UserError, match="line 1"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_text("junk")
+    with pytest.raises(UserError, match="sentencepiece"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        load_tokenizer(tmp_path)
