@@ -4,6 +4,7 @@ import torch
 
 from experts.exchange.wire import ExpertBatch
 from experts.ffn import grouped_swiglu
+from experts.kernels.native import native
 from experts.spec import ExpertsSpec
 
 
@@ -23,6 +24,8 @@ class ExpertSlots:
         self.slots = slots
         self.dtype = dtype
         self.device = torch.device(device)
+        if self.device.type == "cpu":
+            native()  # built now rather than under the first token
         shape13 = (slots, 2 * spec.width, spec.hidden)
         shape2 = (slots, spec.hidden, spec.width)
         self.w13 = tuple(torch.empty(shape13, dtype=dtype, device=device) for _ in spec.layers)

@@ -20,7 +20,11 @@ _TARGETS = {
     "avx2": ("-mavx2", "-mfma"),
     "portable": (),
 }
-_NEEDS = {"avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}, "avx2": {"avx2", "fma"}, "portable": set()}
+_NEEDS = {
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"},
+    "avx2": {"avx2", "fma"},
+    "portable": set(),
+}
 
 
 class BuildFailed(Exception):
@@ -43,7 +47,10 @@ def processor_flags() -> set[str]:
 
 def library(target: str) -> Path:
     """The built library for `target`, compiled if it is not there yet. Raises BuildFailed."""
-    sources = [(_HERE / name).read_bytes() for name in _SOURCES]
+    try:
+        sources = [(_HERE / name).read_bytes() for name in _SOURCES]
+    except OSError as error:
+        raise BuildFailed(f"{error.filename}: {error.strerror}") from error
     command = [env.compiler(), *_FLAGS, *_TARGETS[target]]
     what = repr((command, platform.machine())).encode()
     digest = hashlib.sha256(b"\0".join([*sources, what])).hexdigest()[:16]

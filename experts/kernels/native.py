@@ -14,7 +14,7 @@ from experts.kernels.build import BuildFailed, best_target, library, processor_f
 log = logging.getLogger(__name__)
 
 _P, _I = ctypes.c_void_p, ctypes.c_int64
-_SWIGLU = [ctypes.c_int, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, ctypes.c_int]
+_SWIGLU: Any = [ctypes.c_int, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, ctypes.c_int]
 
 
 class NativeKernels:
@@ -28,6 +28,7 @@ class NativeKernels:
         except OSError as error:
             raise BuildFailed(str(error)) from error
         self.target = target
+        self.has_amx = target == "avx512" and "amx_bf16" in processor_flags()
         self._swiglu: Any = loaded.tokenyard_swiglu
         self._swiglu.argtypes, self._swiglu.restype = _SWIGLU, ctypes.c_int
 
