@@ -38,7 +38,7 @@ class ServeConfig:
     )
     max_model_len: int | None = option(None, "Prompt and output together, in tokens. Default: the model's.", 2, 1 << 24)
     max_num_seqs: int = option(64, "Sequences that run at once in an attention worker.", 1, 65536)
-    max_num_batched_tokens: int = option(1024, "Tokens of a step over all attention workers.", 1, 1 << 20)
+    max_num_batched_tokens: int = option(2048, "Tokens of a step over all attention workers.", 1, 1 << 20)
     kv_cache_memory_bytes: int | None = option(
         None, "KV cache of an attention worker. Default: 10 % of free memory.", 1, 1 << 46
     )

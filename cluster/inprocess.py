@@ -18,6 +18,7 @@ from experts.layers import ExpertLayers
 from experts.loader import load_slots
 from experts.placement import Placement
 from experts.slots import ExpertSlots
+from experts.threads import in_own_thread
 from router_svc.api.engines import LocalEngines
 from router_svc.api.grpc_server import GrpcServer
 from router_svc.api.http import build_app
@@ -25,7 +26,7 @@ from router_svc.api.metrics import IngressMetrics
 from router_svc.api.service import Service, TextStack
 from router_svc.engine.batch import KVCache
 from router_svc.engine.step_loop import Engine
-from router_svc.models.decoder import build_model
+from router_svc.models.decoder import CausalModel, build_model
 from router_svc.request import Event
 
 Progress = Callable[[int, int, int], None]  # rank, bytes done, bytes in all
@@ -37,28 +38,11 @@ class LocalRank:
     def __init__(
         self, plan: ServePlan, deliver: Callable[[list[Event]], None], progress: Progress | None = None
     ) -> None:
-        spec, reader, device = plan.spec, CheckpointReader(plan.folder), plan.device
-        slots = ExpertSlots(spec.experts, plan.placement.slots_per_rank, plan.dtype, device)
-        model_bytes = 0
-
-        def model_progress(done: int, total: int) -> None:
-            nonlocal model_bytes
-            model_bytes = total
-            if progress is not None:
-                progress(0, done, total + slots.nbytes)
-
-        def slot_progress(done: int, total: int) -> None:
-            if progress is not None:
-                progress(0, model_bytes + done, model_bytes + total)
-
-        model = build_model(spec, reader, plan.dtype, device, model_progress)
-        load_slots(slots, plan.placement.local(0), reader, slot_progress)
+        spec, device = plan.spec, plan.device
+        model, slots, cache = in_own_thread(lambda: _load(plan, progress))
         exchange = LocalExchange(plan.placement, plan.engine.max_num_batched_tokens, device)
         self.experts = ExpertLayers(spec.experts, exchange, slots, plan.dtype, device)
         self.exchange = exchange
-        cache = KVCache.allocate(
-            spec.layers, plan.engine.kv_blocks, plan.engine.block_size, spec.kv_heads, spec.head_dim, plan.dtype, device
-        )
         bell = Doorbell()
         self.engine = Engine(model, self.experts, exchange, bell, plan.engine, cache, deliver, bell.ring)
         self._thread = threading.Thread(target=self.engine.run, name="step-loop", daemon=True)
@@ -71,6 +55,36 @@ class LocalRank:
         """End the loop after its step, and wait for it."""
         self.engine.stop()
         self._thread.join(10)
+
+
+def _load(plan: ServePlan, progress: Progress | None) -> tuple[CausalModel, ExpertSlots, KVCache]:
+    """The one rank's weights and cache."""
+    spec, reader = plan.spec, CheckpointReader(plan.folder)
+    slots = ExpertSlots(spec.experts, plan.placement.slots_per_rank, plan.dtype, plan.device)
+    model_bytes = 0
+
+    def model_progress(done: int, total: int) -> None:
+        nonlocal model_bytes
+        model_bytes = total
+        if progress is not None:
+            progress(0, done, total + slots.nbytes)
+
+    def slot_progress(done: int, total: int) -> None:
+        if progress is not None:
+            progress(0, model_bytes + done, model_bytes + total)
+
+    model = build_model(spec, reader, plan.dtype, plan.device, model_progress)
+    load_slots(slots, plan.placement.local(0), reader, slot_progress)
+    cache = KVCache.allocate(
+        spec.layers,
+        plan.engine.kv_blocks,
+        plan.engine.block_size,
+        spec.kv_heads,
+        spec.head_dim,
+        plan.dtype,
+        plan.device,
+    )
+    return model, slots, cache
 
 
 class LocalAdmin:

@@ -6,6 +6,7 @@ import threading
 from experts.membership import EpochRecord
 from experts.rank import RankOrder, RankReport, RankSeat
 from experts.rank_loop import ExpertRankLoop
+from experts.threads import in_own_thread
 
 
 class ExpertActor:
@@ -22,7 +23,7 @@ class ExpertActor:
         def note(done: int, total: int) -> None:
             self._progress = (done, total)
 
-        await asyncio.to_thread(self._seat.load, note)
+        await asyncio.to_thread(in_own_thread, lambda: self._seat.load(note))
 
     async def progress(self) -> tuple[int, int]:
         """(bytes loaded, bytes in all)."""

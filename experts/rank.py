@@ -51,7 +51,8 @@ class RankReport:
 
 
 class RankSeat:
-    """Loads once, then joins one epoch after another. `join` and `load` block: call them off the event loop."""
+    """Loads once, then joins one epoch after another. `join` and `load` block: call them off the event loop,
+    `load` in a thread that ends (see `threads`)."""
 
     def __init__(self, order: RankOrder) -> None:
         self.order = order

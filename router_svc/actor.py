@@ -6,9 +6,12 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from experts.checkpoint.reader import CheckpointReader
 from experts.membership import EpochRecord
 from experts.rank import RankOrder, RankReport, RankSeat
+from experts.threads import in_own_thread
 from router_svc.engine.batch import KVCache
 from router_svc.engine.config import EngineConfig
 from router_svc.engine.step_loop import Engine, EngineStats
@@ -48,7 +51,7 @@ class AttentionActor:
 
     async def load(self) -> int:
         """Read the attention side (and experts, if this rank holds any); the link's port."""
-        await asyncio.to_thread(self._load)
+        await asyncio.to_thread(in_own_thread, self._load)
         return await self._link.start(self._order.seat.node_host)
 
     async def progress(self) -> tuple[int, int]:
@@ -98,6 +101,7 @@ class AttentionActor:
         def note(done: int, total: int) -> None:
             self._progress = (done, total)
 
+        torch.set_num_threads(seat.threads)
         self._model = build_model(order.spec, CheckpointReader(seat.folder), seat.dtype, seat.device, note)
         before = self._progress[1]
         self._seat.load(lambda done, total: note(before + done, before + total))

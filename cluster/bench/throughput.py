@@ -35,9 +35,7 @@ class Runner(Protocol):
     def __call__(self, prompts: list[list[int]], gen: int) -> tuple[float, float]: ...
 
 
-def run(
-    folder: Path, config: ServeConfig, batches: list[int], prompt: int, gen: int, reps: int, as_json: bool
-) -> None:
+def run(folder: Path, config: ServeConfig, batches: list[int], prompt: int, gen: int, reps: int, as_json: bool) -> None:
     """Measure each batch size `reps` times and print the best: a line of JSON each, or a table."""
     longest = prompt + gen
     config = replace(
@@ -166,4 +164,3 @@ def _show(rows: list[dict[str, object]]) -> None:
     for row in rows:
         table.add_row(*(str(row[name]) for name in names))
     Console().print(table)
-

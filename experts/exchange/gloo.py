@@ -1,4 +1,9 @@
-"""GlooGroup: collectives over TCP between CPU ranks."""
+"""GlooGroup: collectives over TCP between CPU ranks, made of gloo's sends and receives.
+
+Gloo's own all-to-all waits for every member even where nothing is to be said, and hands each operation to a thread.
+For one attention and two expert ranks on two cores a dispatch and combine take 0.11 ms this way, 0.34 ms that way
+(1 KiB, quickest of 60; with a third process on the cores the medians are 0.23 and 2.6).
+"""
 
 import re
 import threading
@@ -30,16 +35,20 @@ class GlooGroup(Group):
         ports = [int(store.get(f"port{i}")) for i in range(self.size)]
         self._ports = dict(enumerate(ports))
         self._lock = threading.Lock()
+        self._tag = 0  # of the newest operation: messages of one operation share it
         self._unsettled = 0  # operations begun that have not ended well
         self._backend: Any = _backend_class(store, self.index, self.size, options)
 
     def all_gather(self, out: torch.Tensor, mine: torch.Tensor) -> Pending:
-        return _Operation(self, self._begin()._allgather_base(out, mine))
+        count = mine.numel()
+        out[self.index * count : (self.index + 1) * count] = mine
+        others = [count if member != self.index else 0 for member in range(self.size)]
+        return self._exchange(out.split(count), [mine] * self.size, others, others)
 
     def all_to_all(
         self, out: torch.Tensor, mine: torch.Tensor, out_splits: Sequence[int], splits: Sequence[int]
     ) -> Pending:
-        return _Operation(self, self._begin().alltoall_base(out, mine, out_splits, splits))
+        return self._exchange(out.split(out_splits), mine.split(splits), out_splits, splits)
 
     def close(self) -> None:
         """After operations that all went well, dropping the backend is enough, and peers still get what was sent.
@@ -52,6 +61,20 @@ class GlooGroup(Group):
             settled = self._unsettled == 0
         if backend is not None and not settled and self._ports[self.index]:
             cut_connections(self._ports[self.index], {p for i, p in self._ports.items() if i != self.index})
+
+    def _exchange(
+        self,
+        out: Sequence[torch.Tensor],
+        mine: Sequence[torch.Tensor],
+        out_counts: Sequence[int],
+        counts: Sequence[int],
+    ) -> Pending:
+        """Receives are posted first: a sender whose peer already waits for it sends at once."""
+        backend = self._begin()
+        self._tag = (self._tag + 1) % (1 << 30)
+        works = [backend.recv([out[i]], i, self._tag) for i in range(self.size) if out_counts[i]]
+        works += [backend.send([mine[j]], j, self._tag) for j in range(self.size) if counts[j]]
+        return _Operation(self, works)
 
     def settle(self) -> None:
         """One operation ended well."""
@@ -81,12 +104,13 @@ class GlooGroup(Group):
 @dataclass(slots=True)
 class _Operation:
     group: GlooGroup
-    work: Work
+    works: list[Work]
 
     def wait(self) -> bool:
-        done = self.work.wait()
+        for work in self.works:
+            work.wait()
         self.group.settle()
-        return done
+        return True
 
 
 def _listen(host: str) -> tuple[Any, int]:

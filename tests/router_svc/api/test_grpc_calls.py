@@ -56,7 +56,9 @@ def test_tokens_info_status_placement(client: Client) -> None:
 async def test_async_client(server: RunningServer) -> None:
     async with AsyncClient(server.target) as client:
         (result,) = await client.generate([20, 30, 40], max_tokens=5, temperature=0.0, ignore_eos=True)
-        streamed = [d async for d in client.generate_stream([20, 30, 40], max_tokens=5, temperature=0.0, ignore_eos=True)]
+        streamed = [
+            d async for d in client.generate_stream([20, 30, 40], max_tokens=5, temperature=0.0, ignore_eos=True)
+        ]
         assert [t for d in streamed for t in d.token_ids] == list(result.token_ids)
 
 

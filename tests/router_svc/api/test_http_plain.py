@@ -14,7 +14,9 @@ from router_svc.api.http import BODY_LIMIT
 from tests.server import RunningServer, one_process
 
 
-def send(server: RunningServer, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any, Any]:
+def send(
+    server: RunningServer, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, Any, Any]:
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
     try:
         connection.request(method, path, body, headers)
@@ -144,7 +146,13 @@ def test_full_queue_is_429_with_a_hint() -> None:
         small.quiet()
 
 
-_numbers = st.one_of(st.none(), st.integers(-5, 3000), st.floats(allow_nan=False, allow_infinity=False, width=32), st.booleans(), st.text(max_size=3))
+_numbers = st.one_of(
+    st.none(),
+    st.integers(-5, 3000),
+    st.floats(allow_nan=False, allow_infinity=False, width=32),
+    st.booleans(),
+    st.text(max_size=3),
+)
 _fields = st.fixed_dictionaries(
     {"prompt": st.one_of(st.text(max_size=40), st.lists(st.integers(-2, 600), max_size=20), st.lists(st.text(max_size=9), max_size=3))},
     optional={

@@ -141,7 +141,11 @@ def test_template_is_sandboxed_and_its_objections_are_told() -> None:
     assert closed == "<|startoftext|>hi<|extra_0|><think>\n\n</think>\n"
     with pytest.raises(ValueError, match="must come first"):
         template.render([user, {"role": "system", "content": "x"}], {})
-    for hostile in ("{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% for i in range(10**9) %}x{% endfor %}"):
+    for hostile in (
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{% for i in range(10**9) %}x{% endfor %}",
+    ):
         with pytest.raises(ValueError):  # noqa: PT011  (the sandbox words it)
             ChatTemplate(hostile, {}, "test").render([user], {})
 
