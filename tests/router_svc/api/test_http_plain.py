@@ -38,7 +38,8 @@ def test_health_version_metrics(server: RunningServer) -> None:
     post(server, "/v1/completions", {"prompt": "a", "max_tokens": 2})
     page = send(server, "GET", "/metrics")[1]
     for name in (
-        "time_to_first_token_seconds_count", "e2e_request_latency_seconds_count", "prompt_tokens_total", "generation_tokens_total",
+        "time_to_first_token_seconds_count", "e2e_request_latency_seconds_count", "prompt_tokens_total",
+        "generation_tokens_total",
         'request_success_total{finished_reason="length"}', 'num_requests_running{rank="0"}', 'kv_cache_usage_perc{rank="0"}',
         'expert_rank_tokens_total{rank="0"}', "eplb_balancedness", 'dispatch_seconds_total{rank="0"}',
     ):  # fmt: skip
@@ -153,18 +154,19 @@ _numbers = st.one_of(
     st.booleans(),
     st.text(max_size=3),
 )
-_fields = st.fixed_dictionaries(
-    {"prompt": st.one_of(st.text(max_size=40), st.lists(st.integers(-2, 600), max_size=20), st.lists(st.text(max_size=9), max_size=3))},
-    optional={
-        name: _numbers
-        for name in (
-            "max_tokens", "temperature", "top_p", "top_k", "min_p", "n", "seed", "logprobs", "presence_penalty", "frequency_penalty",
-            "repetition_penalty", "priority",
-        )
-    }
-    | {"stop": st.one_of(st.text(max_size=4), st.lists(st.text(max_size=4), max_size=3)), "echo": st.booleans(), "stream": st.booleans()}
-    | {"logit_bias": st.dictionaries(st.text("0123456789-x", max_size=3), st.floats(-200, 200), max_size=3)},
-)  # fmt: skip
+_words = st.text(max_size=40)
+_prompts = st.one_of(_words, st.lists(st.integers(-2, 600), max_size=20), st.lists(_words, max_size=3))
+_SCALARS = (
+    "max_tokens temperature top_p top_k min_p n seed logprobs presence_penalty frequency_penalty repetition_penalty priority"
+).split()
+_optional: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(_SCALARS, _numbers),
+    "stop": st.one_of(st.text(max_size=4), st.lists(st.text(max_size=4), max_size=3)),
+    "echo": st.booleans(),
+    "stream": st.booleans(),
+    "logit_bias": st.dictionaries(st.text("0123456789-x", max_size=3), st.floats(-200, 200), max_size=3),
+}
+_fields = st.fixed_dictionaries({"prompt": _prompts}, optional=_optional)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

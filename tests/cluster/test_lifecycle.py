@@ -1,0 +1,55 @@
+"""The cluster's state machine, event by event."""
+
+from cluster.lifecycle import Lifecycle
+from experts.membership import Member
+
+SEATS = (Member(0, "expert"), Member(1, "expert"), Member(2, "attention"))
+
+
+def ready() -> Lifecycle:
+    life = Lifecycle(SEATS)
+    life.joined(life.next_epoch())
+    return life
+
+
+def test_start() -> None:
+    life = Lifecycle(SEATS)
+    assert (life.state, life.epoch) == ("starting", 0)
+    life.joined(life.next_epoch())
+    assert (life.state, life.reason, life.epoch) == ("ready", "", 1)
+    assert set(life.seat_states.values()) == {"ready"}
+
+
+def test_news_of_an_old_epoch_changes_nothing() -> None:
+    life = Lifecycle(SEATS)
+    old = life.next_epoch()
+    life.next_epoch()
+    life.joined(old)
+    assert life.state == "starting"
+
+
+def test_death_degrades_and_names_the_cause() -> None:
+    life = ready()
+    version = life.version
+    life.died(1, "rank 1 (expert) died")
+    assert (life.state, life.reason) == ("degraded", "rank 1 (expert) died")
+    assert [seat.rank for seat in life.live] == [0, 2]
+    assert life.version > version
+    life.joined(life.epoch)
+    assert life.state == "degraded"
+
+
+def test_a_broken_group_degrades_once() -> None:
+    life = ready()
+    life.broke("first")
+    life.broke("second")
+    assert life.reason == "first"
+
+
+def test_stopping_is_final() -> None:
+    life = ready()
+    life.stop()
+    life.died(0, "gone")
+    life.broke("x")
+    assert life.state == "stopping"
+    assert life.seat_states[0] == "dead"

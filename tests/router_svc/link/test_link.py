@@ -1,0 +1,146 @@
+"""The link: what is packed comes back, bad frames end the connection, requests and events travel, ends are told."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router_svc.api.engines import StreamFailed
+from router_svc.api.pick import Picker
+from router_svc.link.client import LinkAddress, LinkEngines
+from router_svc.link.codec import (
+    BadFrame,
+    frame,
+    pack_event,
+    pack_message,
+    read_frame,
+    unpack_event,
+    unpack_message,
+)
+from router_svc.link.server import LinkServer
+from router_svc.request import (
+    Cancel,
+    Code,
+    EngineRequest,
+    Event,
+    FailedEvent,
+    Hold,
+    Message,
+    Sampling,
+    Timings,
+    TokenEvent,
+    TokenLogprob,
+)
+
+_ids = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
+_floats = st.floats(allow_nan=False, allow_infinity=False)
+_logprobs = st.builds(
+    TokenLogprob, st.integers(0, 9), _floats, st.lists(st.tuples(st.integers(0, 9), _floats), max_size=2).map(tuple)
+)
+_samplings = st.builds(
+    Sampling, max_tokens=st.integers(1, 99), seed=st.integers(-(2**63), 2**63 - 1), temperature=_floats, stop_token_ids=_ids,
+    logit_bias=st.lists(st.tuples(st.integers(0, 9), _floats), max_size=2).map(tuple), logprobs=st.none() | st.integers(0, 5),
+)  # fmt: skip
+_messages = st.one_of(
+    st.builds(EngineRequest, st.text(), _ids, _samplings, st.integers(1, 4), st.integers(-5, 5), st.none() | _floats),
+    st.builds(Cancel, st.text(), st.none() | st.integers(0, 3)),
+    st.builds(Hold, st.text(), st.booleans()),
+)
+_events = st.one_of(
+    st.builds(FailedEvent, st.text(), st.integers(0, 3), st.sampled_from(Code), st.text(), st.none() | _floats),
+    st.builds(
+        TokenEvent, st.text(), st.integers(0, 3), st.integers(0, 3), st.integers(0, 99), _ids,
+        st.lists(_logprobs, max_size=2).map(tuple), st.lists(st.none() | _logprobs, max_size=2).map(tuple),
+        st.sampled_from([None, "stop", "length"]), st.integers(0, 9), st.integers(0, 9),
+        st.builds(Timings, _floats, _floats, _floats),
+    ),
+)  # fmt: skip
+
+
+async def through(value: Any) -> Any:
+    reader = asyncio.StreamReader()
+    reader.feed_data(frame(value))
+    reader.feed_eof()
+    return await read_frame(reader)
+
+
+@given(message=_messages)
+def test_messages_come_back(message: Message) -> None:
+    assert unpack_message(asyncio.run(through(pack_message(message)))) == message
+
+
+@given(event=_events)
+def test_events_come_back(event: Event) -> None:
+    assert unpack_event(asyncio.run(through(pack_event(event)))) == event
+
+
+@given(value=st.recursive(st.none() | st.integers(0, 9) | st.text(max_size=3), lambda v: st.lists(v, max_size=4)))
+def test_junk_is_refused(value: Any) -> None:
+    for unpack in (unpack_message, unpack_event):
+        with pytest.raises(BadFrame):
+            unpack(value)
+
+
+class Sink:
+    """Stands where an engine's `post` is; keeps what comes."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    async def wait(self, count: int) -> list[Message]:
+        while len(self.messages) < count:
+            await asyncio.sleep(0.005)
+        return self.messages
+
+
+async def test_requests_and_events_travel_and_lost_ranks_are_told() -> None:
+    sink = Sink()
+    server = LinkServer(sink.messages.append, "secret")
+    port = await server.start("127.0.0.1")
+    engines = LinkEngines("secret")
+    await engines.connect([LinkAddress(4, "127.0.0.1", port)])
+    engines.show_state("ready", "")
+    request = EngineRequest("r", (1, 2), Sampling(max_tokens=5, seed=1))
+    stream = engines.submit(request)
+    assert await sink.wait(1) == [request]
+    server.deliver([TokenEvent("r", 0, 0, 0, (7,)), TokenEvent("r", 0, 0, 5, (9,))])
+    first = await stream.next()
+    assert first is not None
+    assert [event.token_ids for event in first] == [(7,)], "an index out of order is not taken"
+    twin = engines.submit(request)
+    with pytest.raises(StreamFailed, match="running already"):
+        await twin.next()
+    stream.cancel()
+    assert (await sink.wait(2))[1] == Cancel("r", None)
+    again = engines.submit(EngineRequest("s", (1,), Sampling(max_tokens=5, seed=1)))
+    await sink.wait(3)
+    for owner in list(server._owners.values()):
+        owner.writer.close()
+    with pytest.raises(StreamFailed, match="attention rank 4"):
+        await again.next()
+    assert engines.state()[0] == "degraded"
+
+
+async def test_a_wrong_secret_gets_nothing() -> None:
+    sink = Sink()
+    port = await LinkServer(sink.messages.append, "secret").start("127.0.0.1")
+    for hello in ("wrong", 3, ["secret"]):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(frame(hello) + frame(pack_message(Cancel("x"))))
+        assert await reader.read() == b""
+        writer.close()
+    assert sink.messages == []
+
+
+def test_picker_levels_work_and_keeps_prefixes_at_home() -> None:
+    picker = Picker([0, 1])
+    requests = [EngineRequest(str(i), (i,) * 70, Sampling(max_tokens=50, seed=0)) for i in range(6)]
+    picked = [picker.pick(request) for request in requests]
+    assert sorted(picked) == [0, 0, 0, 1, 1, 1]
+    for rank, request in zip(picked, requests, strict=True):
+        picker.done(rank, request)
+    assert picker.pick(requests[3]) == picked[3]
+    picker.drop(picked[3])
+    assert picker.pick(requests[3]) != picked[3]
