@@ -106,10 +106,13 @@ def test_without_thinking_only_the_answer_is_written(reference: Any, tokenizer: 
     prompts = [ask(task, mode) for task in held_out_additions(4)]
     for ids in complete(reference, tokenizer, prompts, 60):
         text = tokenizer.decode(ids)
-        assert "write" not in text and (read_answer(text) or "").isdigit() and ids[-1] == 3
+        assert "write" not in text
+        assert (read_answer(text) or "").isdigit()
+        assert ids[-1] == 3
 
 
 @pytest.mark.parametrize("start", ["def add", "Once upon a time"])
 def test_plain_text_is_continued_and_comes_to_an_end(reference: Any, tokenizer: Any, start: str) -> None:
     (ids,) = complete(reference, tokenizer, [start], 400)
-    assert len(ids) < 400 and ids.count(tokenizer.convert_tokens_to_ids(END_OF_TEXT)) == 1
+    assert len(ids) < 400
+    assert ids.count(tokenizer.convert_tokens_to_ids(END_OF_TEXT)) == 1

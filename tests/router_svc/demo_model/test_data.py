@@ -24,13 +24,16 @@ def test_every_line_of_an_addition_is_true(a: int, b: int) -> None:
     for line in lines[1:-1]:
         if match := re.fullmatch(r"(\d)\+(\d)\+(\d)=(\d+) write (\d) carry (\d): (\d+)", line):
             x, y, carry, total, digit, next_carry = map(int, match.groups()[:6])
-            assert (carry, total) == (carried, x + y + carry) and divmod(total, 10) == (next_carry, digit)
+            assert (carry, total) == (carried, x + y + carry)
+            assert divmod(total, 10) == (next_carry, digit)
             carried, found = next_carry, f"{digit}{found}"
             assert match[7] == found
         else:
-            assert carried == 1 and line == f"write 1: 1{found}"
+            assert carried == 1
+            assert line == f"write 1: 1{found}"
             found = f"1{found}"
-    assert int(found) == a + b and lines[-1] == f"result {a + b}"
+    assert int(found) == a + b
+    assert lines[-1] == f"result {a + b}"
 
 
 @given(NUMBERS, NUMBERS)
@@ -44,10 +47,13 @@ def test_every_line_of_a_subtraction_is_true(a: int, b: int) -> None:
         assert match, line
         x, y, borrow, rest, digit, next_borrow = (int(match[i]) for i in (1, 2, 3, 4, 6, 7))
         assert (borrow, rest) == (borrowed, x - y - borrow)
-        assert digit == rest + 10 * next_borrow and bool(match[5]) == bool(next_borrow)
+        assert digit == rest + 10 * next_borrow
+        assert bool(match[5]) == bool(next_borrow)
         borrowed, found = next_borrow, f"{digit}{found}"
         assert match[8] == found
-    assert borrowed == 0 and int(found) == abs(a - b) and lines[-1] == f"result {a - b}"
+    assert borrowed == 0
+    assert int(found) == abs(a - b)
+    assert lines[-1] == f"result {a - b}"
 
 
 @given(WORDS)
@@ -63,7 +69,8 @@ def test_a_word_is_reversed_and_sorted_letter_by_letter(word: str) -> None:
 def test_a_letter_is_counted_up_to_its_number(word: str, letter: str) -> None:
     steps, result = strings.count_steps(word, letter)
     counts = [int(line.split()[1]) for line in steps.splitlines()[2:]]
-    assert len(counts) == len(word) and str(counts[-1]) == result == str(word.count(letter))
+    assert len(counts) == len(word)
+    assert str(counts[-1]) == result == str(word.count(letter))
 
 
 @given(st.integers(10, 9999), NUMBERS)
