@@ -63,8 +63,7 @@ def _ask(client: Client, question: Question) -> bool:
         tokens += len(delta.token_ids)
         thinking += delta.reasoning
         content += delta.content
-        sys.stdout.write((delta.reasoning or delta.content).replace("\n", " | "))
-        sys.stdout.flush()
+        _show(delta.reasoning, delta.content, first_content=bool(delta.content) and content == delta.content)
     seconds = time.monotonic() - start
     print(f"\n  answer {content.strip()}: {_verdict(content, question)}; "
           f"first token after {1000 * first:.0f} ms, {tokens / seconds:.0f} tokens/s\n", flush=True)  # fmt: skip
@@ -88,12 +87,16 @@ def _ask_http(port: int, question: Question) -> bool:
             event: dict[str, Any] = json.loads(line[6:])
             for choice in event["choices"]:
                 delta = choice["delta"]
-                text = delta.get("reasoning") or delta.get("content") or ""
-                content += delta.get("content") or ""
-                sys.stdout.write(text.replace("\n", " | "))
-                sys.stdout.flush()
+                text = delta.get("content") or ""
+                _show(delta.get("reasoning") or "", text, first_content=bool(text) and not content)
+                content += text
     print(f"\n  answer {content.strip()}: {_verdict(content, question)}\n", flush=True)
     return content.strip() == question.answer
+
+
+def _show(reasoning: str, content: str, first_content: bool) -> None:
+    sys.stdout.write(reasoning.replace("\n", " | ") + (" => " if first_content else "") + content.replace("\n", " "))
+    sys.stdout.flush()
 
 
 def _verdict(content: str, question: Question) -> str:

@@ -21,6 +21,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 
 import ray
 from ray import serve
+from ray._private import ray_constants
 from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.loading import LoadingView
@@ -116,9 +117,9 @@ class RayCluster:
                 raise UserError(f"no Ray at {address} ({error})", "a running Ray", "--ray-address") from None
             self.joined = True
             return
+        _keep_to_loopback()
         ray.init(
-            address="local", num_cpus=2, include_dashboard=False, object_store_memory=_OBJECT_STORE,
-            _node_ip_address="127.0.0.1", **common,
+            address="local", num_cpus=2, include_dashboard=False, object_store_memory=_OBJECT_STORE, **common
         )  # fmt: skip
         self.joined = True
 
@@ -199,6 +200,14 @@ def run(plan: ServePlan) -> None:
     finally:
         signals.starting = False
         cluster.stop()
+
+
+def _keep_to_loopback() -> None:
+    """A private Ray must not listen beyond this machine. Ray has a switch for that, named after other systems:
+    without clusters its node is 127.0.0.1, and GCS and raylet bind there; any other address makes them bind all.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for the processes that Ray starts
+    ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read the variable already
 
 
 class _Background:

@@ -48,6 +48,7 @@ class GlooGroup(Group):
     def all_to_all(
         self, out: torch.Tensor, mine: torch.Tensor, out_splits: Sequence[int], splits: Sequence[int]
     ) -> Pending:
+        assert not splits[self.index], splits
         return self._exchange(out.split(out_splits), mine.split(splits), out_splits, splits)
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ class Group(ABC):
     index: int
     size: int
     device: torch.device
+    kept: object = None  # what a backend may ask as long as it lives, but does not keep alive itself
 
     @abstractmethod
     def all_gather(self, out: torch.Tensor, mine: torch.Tensor) -> Pending:
@@ -34,7 +35,7 @@ class Group(ABC):
     def all_to_all(
         self, out: torch.Tensor, mine: torch.Tensor, out_splits: Sequence[int], splits: Sequence[int]
     ) -> Pending:
-        """Send splits[j] leading elements of the rest of `mine` to member j; out_splits[i] come from member i."""
+        """Send the next splits[j] elements of `mine` to member j; out_splits[i] come from member i; none to itself."""
 
     @abstractmethod
     def close(self) -> None:

@@ -77,7 +77,7 @@ def save(network: Network, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a complete Hugging Face folder; the weights appear at once or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config_json(network.shape), indent=2) + "\n")
-    generation = {"do_sample": False, "eos_token_id": [3, 0], "pad_token_id": 4}
+    generation = {"do_sample": False, "eos_token_id": [3, 10], "pad_token_id": 4}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     save_tokenizer(tokenizer, folder)
     save_file(export(network), folder / "model.partial", metadata={"format": "pt"})

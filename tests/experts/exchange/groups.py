@@ -54,6 +54,7 @@ def run_members(
         thread.start()
     for thread in threads:
         thread.join(60)
+    store.close()
     if errors:
         raise errors[0]
     assert not any(thread.is_alive() for thread in threads), "a member is stuck"
