@@ -102,14 +102,14 @@ class LocalAdmin:
     async def placement(self) -> Placement:
         return self._plan.placement
 
-    async def metrics(self) -> str:
+    async def metrics(self, ingress_page: str) -> str:
         rank = self._rank
         views = [
             RankView.here(
                 self._plan.seats[0], rank.experts.loads.snapshot(), rank.engine.stats(), rank.exchange.counters
             )
         ]
-        return rank_metrics(views, self._book)
+        return ingress_page + rank_metrics(views, self._book)
 
 
 class LocalServer:

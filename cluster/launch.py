@@ -79,6 +79,7 @@ class RayCluster:
             order, self.supervisor, self.plan.config.host, self.plan.config.grpc_port
         )  # fmt: skip
         port = self.door.start.remote()
+        self.supervisor.add_ingress.remote(self.door)
         http.join()
         deployment: Any = HttpReplica
         serve.run(deployment.bind(order, self.supervisor), name=self.app, route_prefix="/")

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from cluster.status import RankView, StatusBook
 
@@ -32,6 +34,23 @@ _EXCHANGE_COUNTERS = (
 )
 
 
+def merge_pages(pages: Sequence[str]) -> str:
+    """Pages of several ingresses as one: samples of the same name and labels are added up."""
+    merged: dict[str, Metric] = {}
+    for page in pages:
+        for family in text_string_to_metric_families(page):
+            known = merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            totals = {(s.name, tuple(sorted(s.labels.items()))): s for s in known.samples}
+            for sample in family.samples:
+                key = (sample.name, tuple(sorted(sample.labels.items())))
+                before = totals.get(key)
+                totals[key] = sample if before is None else before._replace(value=before.value + sample.value)
+            known.samples = list(totals.values())
+    registry = CollectorRegistry()
+    registry.register(_Families(list(merged.values())))
+    return generate_latest(registry).decode()
+
+
 def rank_metrics(views: Sequence[RankView], book: StatusBook) -> str:
     """Prometheus text of all ranks."""
     book.look(views)
@@ -40,7 +59,15 @@ def rank_metrics(views: Sequence[RankView], book: StatusBook) -> str:
     return generate_latest(registry).decode()
 
 
-class _Page:
+class _Families(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
+
+
+class _Page(Collector):
     def __init__(self, views: Sequence[RankView], book: StatusBook) -> None:
         self._views, self._book = views, book
 

@@ -4,7 +4,6 @@ Its decisions are Lifecycle's; this file carries them out.
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from dataclasses import replace
@@ -14,7 +13,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from cluster.lifecycle import Lifecycle
-from cluster.metrics import rank_metrics
+from cluster.metrics import merge_pages, rank_metrics
 from cluster.plan import ServePlan
 from cluster.ranks import RankHandle, start_rank
 from cluster.status import RankView, StatusBook
@@ -41,6 +40,7 @@ class Supervisor:
         self._life = Lifecycle(plan.seats)
         self._changed = asyncio.Condition()
         self._ranks: list[RankHandle] = []
+        self._doors: list[Any] = []
         self._book = StatusBook(plan.name, plan.placement.slots_per_rank)
         self._watchers: list[asyncio.Task[None]] = []
         self._reports: dict[int, tuple[RankReport, EngineStats | None]] = {}
@@ -85,9 +85,15 @@ class Supervisor:
         """The placement in use."""
         return self._plan.placement
 
-    async def metrics(self) -> str:
-        """Prometheus text of all ranks."""
-        return rank_metrics(await self._views(), self._book)
+    async def add_ingress(self, door: Any) -> None:
+        """A door whose metrics belong on the cluster's page."""
+        self._doors.append(door)
+
+    async def metrics(self, ingress_page: str) -> str:
+        """Prometheus text of the whole cluster: an ingress's own page, the doors' and the ranks'."""
+        pages = await asyncio.gather(*(door.metrics.remote() for door in self._doors), return_exceptions=True)
+        told = [page for page in pages if not isinstance(page, BaseException)]
+        return merge_pages([ingress_page, *told]) + rank_metrics(await self._views(), self._book)
 
     async def stop(self) -> None:
         """End the step loops together, then the ranks' processes."""
@@ -175,16 +181,3 @@ class Supervisor:
                 running = None if state == "dead" else stats
                 views.append(RankView(handle.seat, state, totals.loads, running, totals.exchange))
         return views
-
-
-async def follow_state(supervisor: Any, show: Any) -> None:
-    """Call `show(state, reason)` now and at every change, until the supervisor is gone."""
-    version = -1
-    with contextlib.suppress(asyncio.CancelledError):
-        while True:
-            try:
-                version, state, reason = await supervisor.watch.remote(version)
-            except RayActorError:
-                await show("degraded", "the supervisor is gone")
-                return
-            await show(state, reason)

@@ -46,12 +46,12 @@ class SupervisorBackend:
         found: Placement = await self._ask("placement")
         return found
 
-    async def metrics(self) -> str:
-        return str(await self._ask("metrics"))
+    async def metrics(self, ingress_page: str) -> str:
+        return str(await self._ask("metrics", ingress_page))
 
-    async def _ask(self, name: str) -> Any:
+    async def _ask(self, name: str, *arguments: str) -> Any:
         try:
-            return await getattr(self._supervisor, name).remote()
+            return await getattr(self._supervisor, name).remote(*arguments)
         except RayActorError:
             raise ApiError(Code.UNAVAILABLE, "the supervisor is gone", retry_after=5.0) from None
 

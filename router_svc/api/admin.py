@@ -14,5 +14,5 @@ class AdminBackend(Protocol):
     async def placement(self) -> Placement:
         """The placement in use."""
 
-    async def metrics(self) -> str:
-        """Prometheus text of the ranks, and of other ingresses."""
+    async def metrics(self, ingress_page: str) -> str:
+        """Prometheus text of the whole cluster, given the asking ingress's own."""

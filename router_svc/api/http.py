@@ -62,7 +62,7 @@ class HttpFace:
 
     async def metrics(self, request: Request) -> Response:
         own = generate_latest(self._service.metrics.registry).decode()
-        return PlainTextResponse(own + await self._admin.metrics(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(await self._admin.metrics(own), media_type="text/plain; version=0.0.4")
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model_object()]})
