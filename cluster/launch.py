@@ -119,6 +119,9 @@ class RayCluster:
             self.joined = True
             return
         _keep_to_loopback()
+        # Ranks of one machine share its cores by turns: one that spins at its barriers takes them from the others
+        # (1 + 2 ranks on 2 cores: 54 tokens/s with libgomp's default, 85 with this).
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         ray.init(
             address="local", num_cpus=2, include_dashboard=False, object_store_memory=_OBJECT_STORE, **common
         )  # fmt: skip

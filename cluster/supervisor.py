@@ -18,6 +18,7 @@ from cluster.plan import ServePlan
 from cluster.ranks import RankHandle, start_rank
 from cluster.status import RankView, StatusBook
 from experts.exchange.group import open_store
+from experts.lease import RENEW
 from experts.membership import EpochRecord, Membership
 from experts.placement import Placement
 from experts.rank import RankReport
@@ -49,6 +50,7 @@ class Supervisor:
         """Start all ranks, load them at once, and build the first epoch."""
         self._store = open_store("127.0.0.1")
         self._ranks = [start_rank(self._plan, seat, self._secret, self._namespace) for seat in self._plan.seats]
+        self._keeping = asyncio.create_task(self._keep_ranks())
         ports = await asyncio.gather(*(handle.actor.load.remote() for handle in self._ranks))
         reports = await asyncio.gather(*(self._report(handle) for handle in self._ranks))
         for handle, port, (report, _) in zip(self._ranks, ports, reports, strict=True):
@@ -109,6 +111,13 @@ class Supervisor:
             watcher.cancel()
         for handle in self._ranks:
             ray.kill(handle.actor)
+
+    async def _keep_ranks(self) -> None:
+        """Renew every rank's lease for as long as this process lives."""
+        while True:
+            for handle in self._ranks:
+                handle.actor.keep.remote()
+            await asyncio.sleep(RENEW)
 
     async def _enter_epoch(self) -> None:
         epoch = self._life.next_epoch()

@@ -1,8 +1,10 @@
 """The Ray actor around an expert rank. Its event loop only passes messages; work runs in threads."""
 
 import asyncio
+import os
 import threading
 
+from experts.lease import Lease
 from experts.membership import EpochRecord
 from experts.rank import RankOrder, RankReport, RankSeat
 from experts.rank_loop import ExpertRankLoop
@@ -15,6 +17,7 @@ class ExpertActor:
     def __init__(self, order: RankOrder) -> None:
         self._seat = RankSeat(order)
         self._progress = (0, 0)
+        self._lease = Lease(lambda: os._exit(1))
         self._ended: asyncio.Future[str] = asyncio.get_event_loop().create_future()
 
     async def load(self) -> None:
@@ -53,6 +56,10 @@ class ExpertActor:
         """Drop the epoch's group."""
         self._seat.leave()
         self._end(reason)
+
+    async def keep(self) -> None:
+        """The supervisor's sign of life."""
+        self._lease.renew()
 
     async def report(self) -> RankReport:
         """Running totals."""

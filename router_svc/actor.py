@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from experts.checkpoint.reader import CheckpointReader
+from experts.lease import Lease
 from experts.membership import EpochRecord
 from experts.rank import RankOrder, RankReport, RankSeat
 from experts.threads import in_own_thread
@@ -45,6 +47,7 @@ class AttentionActor:
         self._cache: KVCache | None = None
         self._peers: list[Any] = []
         self._progress = (0, 0)
+        self._lease = Lease(lambda: os._exit(1))
         self._loop = asyncio.get_event_loop()
         self._link = LinkServer(self._post, order.secret)
         self._ended: asyncio.Future[str] = self._loop.create_future()
@@ -90,6 +93,10 @@ class AttentionActor:
         """Ask the whole group to end its loops after the next step."""
         if self._engine is not None:
             self._engine.stop()
+
+    async def keep(self) -> None:
+        """The supervisor's sign of life."""
+        self._lease.renew()
 
     async def report(self) -> tuple[RankReport, EngineStats | None]:
         """Running totals of the rank and of its engine."""
