@@ -1,4 +1,4 @@
-"""What `status` tells: views of the ranks put together, loads over a window, balancedness. Pure but for psutil-free data."""
+"""What `status` tells: views of the ranks put together, loads over a window, balancedness. Numbers in, numbers out."""
 
 import os
 from collections.abc import Sequence
