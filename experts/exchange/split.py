@@ -1,116 +1,139 @@
 """Split: which copy of its expert each routed token goes to. Pure functions on numpy arrays.
 
-Every rank that sees the same ids derives the same split; answers never depend on it.
-Shape letters: T tokens, K top-k, E logical experts, R ranks, S slots per rank, C copies of all experts and "none".
+Every rank that sees the same ids derives the same split; answers never depend on it. The C form (kernels/split.c) and
+the Python one (exchange/waterfill.py) give the same numbers.
+Shape letters: T tokens, K top-k, E logical experts, R ranks, S slots per rank, C copies of replicated experts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from experts.exchange.waterfill import NORMAL, UNIT, Waterfill
+from experts.kernels.native import SplitKernel, native
 from experts.placement import IntArray, Placement
 
 IdArray = npt.NDArray[np.integer]
-SWEEPS = 2  # one pass pours every replicated expert; each further one takes it out and pours it again
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Replicated:
-    """One expert with copies on several ranks; copies at [start, start + len(ranks)) of SplitTable.copies."""
+@dataclass(frozen=True, slots=True)
+class SplitPolicy:
+    """What the cost model says to the split; frozen, equal on all ranks of an epoch.
 
-    expert: int
-    start: int
-    ranks: tuple[int, ...]
+    floor: tokens that cost as much as reading a slot's weights; below that a second copy in use costs more than it
+    levels. speeds: relative speed of each rank, empty = all alike. slack: how near the slowest rank must be to the
+    least possible, as a share; sweeps: how often every expert is poured at most.
+    """
+
+    floor: float = 0.0
+    speeds: tuple[float, ...] = ()
+    slack: float = 0.002
+    sweeps: int = 64
+
+    def __post_init__(self) -> None:
+        assert self.floor >= 0, self.floor
+        assert all(speed > 0 for speed in self.speeds), self.speeds
+        assert 0 < self.slack < 1, self.slack
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SplitTable:
     """One layer of a placement, laid out for splitting. Experts are shifted by one: row 0 stands for "none" (-1).
 
-    lookup: [E+1] int32, first slot of each; copies: [C] int32 slots grouped by expert; starts: [E+1] where each
-    expert's copies begin; first_rank: [E+1], rank of the first slot (R for "none"). A second copy on the same rank
-    would not level anything and gets no tokens.
+    lookup: [E+1] int32, each expert's home slot, its only one or the one that whole experts go to; waterfill: the
+    replicated experts and their copies. A second copy on the same rank would not level anything and gets no tokens.
     """
 
-    ranks: int
-    slots_per_rank: int
     lookup: npt.NDArray[np.int32]
-    copies: npt.NDArray[np.int32]
-    starts: IntArray
-    first_rank: IntArray
-    replicated: tuple[Replicated, ...]
+    waterfill: Waterfill
+    kernel: SplitKernel | None = field(repr=False)
 
     @classmethod
-    def of(cls, placement: Placement, layer: int) -> "SplitTable":
-        """The table of one layer."""
-        copies, starts, replicated = [-1], [0], []
-        for expert, row in enumerate(placement.copies()[layer].tolist()):
-            by_rank = {slot // placement.slots_per_rank: slot for slot in reversed(row) if slot >= 0}
-            slots = sorted(by_rank.values())
-            if len(slots) > 1:
-                ranks = tuple(slot // placement.slots_per_rank for slot in slots)
-                replicated.append(Replicated(expert, len(copies), ranks))
-            starts.append(len(copies))
-            copies.extend(slots)
-        flat = np.array(copies, dtype=np.int32)
-        begin = np.array(starts, dtype=np.int64)
-        first_rank = (flat[begin] // placement.slots_per_rank).astype(np.int64)
-        first_rank[0] = placement.ranks
-        return cls(placement.ranks, placement.slots_per_rank, flat[begin], flat, begin, first_rank, tuple(replicated))
+    def of(cls, placement: Placement, layer: int, policy: SplitPolicy | None = None) -> "SplitTable":
+        """The table of one layer; the C form where this process has its kernels."""
+        policy = policy or SplitPolicy()
+        assert len(policy.speeds) in (0, placement.ranks), (policy.speeds, placement.ranks)
+        copies = _copies_by_rank(placement, layer)
+        homes = _homes(copies, placement)
+        lookup = np.array([-1, *homes], dtype=np.int32)
+        replicated = [expert for expert, slots in enumerate(copies) if len(slots) > 1]
+        # the home comes first, so that "all on the first copy" is the split without copies
+        slots = [[homes[e], *(slot for slot in copies[e] if slot != homes[e])] for e in replicated]
+        waterfill = Waterfill(
+            ranks=placement.ranks,
+            lookup=lookup,
+            home=np.array([placement.ranks, *(slot // placement.slots_per_rank for slot in homes)], dtype=np.int32),
+            expert=np.array([e + 1 for e in replicated], dtype=np.int32),
+            start=np.cumsum([0, *map(len, slots)]).astype(np.int32),
+            slot=np.array([slot for row in slots for slot in row], dtype=np.int32),
+            rank=np.array([slot // placement.slots_per_rank for row in slots for slot in row], dtype=np.int32),
+            speed=np.array([round(s * NORMAL) for s in policy.speeds or (1.0,) * placement.ranks], dtype=np.int64),
+            floor=round(policy.floor * UNIT),
+            slack=round(1 / policy.slack),
+            sweeps=policy.sweeps,
+        )
+        kernels = native()
+        return cls(lookup, waterfill, None if kernels is None else kernels.splitter(waterfill))
 
 
 def split(table: SplitTable, ids: IdArray, turn: int = 0) -> npt.NDArray[np.int32]:
     """[T, K] slot for each routed pair; ids: [T, K] logical experts, -1 = none (stays -1).
 
-    Tokens of a replicated expert are dealt to its copies in order, as many to each as levels the ranks' loads.
+    Tokens of a replicated expert are dealt to its copies in order, as many to each as levels the ranks' times.
     turn rotates who gets the odd token, so that sources which split alone do not all favour the same rank.
     """
+    if table.kernel is not None:
+        return table.kernel.split(np.ascontiguousarray(ids, dtype=np.int16), turn)
     shifted = ids.reshape(-1).astype(np.int64) + 1
-    if not table.replicated:
-        return table.lookup[shifted].reshape(ids.shape)
-    counts = np.bincount(shifted, minlength=len(table.lookup))
-    dealt = np.repeat(table.copies, quotas(table, counts, turn))
-    order = np.argsort(shifted.astype(np.int16), kind="stable")  # 16 bits: numpy sorts them by radix
-    slots = np.empty(len(shifted), dtype=np.int32)
-    slots[order] = dealt
+    slots = table.lookup[shifted]
+    if len(table.waterfill.expert):
+        quota = table.waterfill.quotas(np.bincount(shifted, minlength=len(table.lookup)), turn)
+        for i, expert in enumerate(table.waterfill.expert):
+            mine = slice(table.waterfill.start[i], table.waterfill.start[i + 1])
+            slots[shifted == expert] = np.repeat(table.waterfill.slot[mine], quota[mine])
     return slots.reshape(ids.shape)
 
 
+def to_home(table: SplitTable, ids: IdArray) -> npt.NDArray[np.int32]:
+    """[T, K] home slot for each routed pair: what sources do that split alone while reading weights is the cost."""
+    homes: npt.NDArray[np.int32] = table.lookup[ids.astype(np.int64) + 1]
+    return homes
+
+
 def quotas(table: SplitTable, counts: IntArray, turn: int = 0) -> IntArray:
-    """[C] pairs each copy gets. counts: [E+1] pairs per expert, "none" first."""
-    shares = np.zeros(len(table.copies), dtype=np.int64)
-    shares[table.starts] = counts
+    """[C] pairs each copy of a replicated expert gets. counts: [E+1] pairs per expert, "none" first."""
+    if table.kernel is not None:
+        return table.kernel.quotas(np.ascontiguousarray(counts, dtype=np.int64), turn)
+    return table.waterfill.quotas(counts, turn)
+
+
+def rank_tokens(table: SplitTable, counts: IntArray, turn: int = 0) -> IntArray:
+    """[R] pairs each rank gets. counts: [E+1] pairs per expert, "none" first."""
+    fill = table.waterfill
     fixed = counts.copy()
-    fixed[[one.expert + 1 for one in table.replicated]] = 0
-    loads = np.bincount(table.first_rank, weights=fixed, minlength=table.ranks + 1).astype(np.int64).tolist()
-    wanted = counts.tolist()
-    busy = sorted((one for one in table.replicated if wanted[one.expert + 1]), key=lambda one: -wanted[one.expert + 1])
-    poured: dict[int, list[int]] = {}
-    for _ in range(SWEEPS if len(busy) > 1 else 1):
-        for one in busy:
-            for rank, share in zip(one.ranks, poured.get(one.expert, ()), strict=False):
-                loads[rank] -= share
-            parts = pour(loads, one.ranks, wanted[one.expert + 1], turn + one.expert)
-            for rank, share in zip(one.ranks, parts, strict=True):
-                loads[rank] += share
-            poured[one.expert] = parts
-    for one in busy:
-        shares[one.start : one.start + len(one.ranks)] = poured[one.expert]
-    return shares
+    fixed[fill.expert] = 0
+    loads = np.bincount(fill.home, weights=fixed, minlength=fill.ranks + 1)[: fill.ranks].astype(np.int64)
+    if len(fill.expert):
+        np.add.at(loads, fill.rank, quotas(table, counts, turn))
+    return loads
 
 
-def pour(loads: list[int], ranks: tuple[int, ...], count: int, turn: int) -> list[int]:
-    """Shares of `count` pairs for distinct `ranks`: the lowest loads are filled up to one level (water-filling)."""
-    width = len(ranks)
-    order = sorted(range(width), key=lambda i: (loads[ranks[i]], (i + turn) % width))
-    total, used = count, 0
-    for used, i in enumerate(order, start=1):
-        total += loads[ranks[i]]
-        if used == width or total <= used * loads[ranks[order[used]]]:
-            break
-    level, odd = divmod(total, used)
-    shares = [0] * width
-    for place, i in enumerate(order[:used]):
-        shares[i] = level - loads[ranks[i]] + (place < odd)
-    return shares
+def _copies_by_rank(placement: Placement, layer: int) -> list[list[int]]:
+    """Per expert, its slots in rising order, one a rank."""
+    out = []
+    for row in placement.copies()[layer].tolist():
+        by_rank = {slot // placement.slots_per_rank: slot for slot in reversed(row) if slot >= 0}
+        out.append(sorted(by_rank.values()))
+    return out
+
+
+def _homes(copies: list[list[int]], placement: Placement) -> list[int]:
+    """One copy of each expert, so that ranks are home to equally many: few choices first, then the emptiest rank."""
+    held = [0] * placement.ranks
+    homes = [-1] * len(copies)
+    for expert in sorted(range(len(copies)), key=lambda e: (len(copies[e]), e)):
+        slot = min(copies[expert], key=lambda slot: (held[slot // placement.slots_per_rank], slot))
+        homes[expert] = slot
+        held[slot // placement.slots_per_rank] += 1
+    return homes

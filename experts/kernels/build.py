@@ -13,7 +13,7 @@ from pathlib import Path
 from experts import env
 
 _HERE = Path(__file__).parent
-_SOURCES = ("swiglu.c", "grouped.h", "lanes.h")
+_SOURCES = (_HERE / "swiglu.c", _HERE / "split.c", _HERE / "grouped.h", _HERE / "lanes.h")
 _FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
 _TARGETS = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx2", "-mfma"),
@@ -45,10 +45,13 @@ def processor_flags() -> set[str]:
     return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
 
 
-def library(target: str) -> Path:
-    """The built library for `target`, compiled if it is not there yet. Raises BuildFailed."""
+def library(target: str, files: tuple[Path, ...] = _SOURCES) -> Path:
+    """The library built of `files` (C sources and their headers) for `target`, compiled if it is not there yet.
+
+    Raises BuildFailed.
+    """
     try:
-        sources = [(_HERE / name).read_bytes() for name in _SOURCES]
+        sources = [file.read_bytes() for file in files]
     except OSError as error:
         raise BuildFailed(f"{error.filename}: {error.strerror}") from error
     command = [env.compiler(), *_FLAGS, *_TARGETS[target]]
@@ -56,7 +59,7 @@ def library(target: str) -> Path:
     digest = hashlib.sha256(b"\0".join([*sources, what])).hexdigest()[:16]
     path = env.kernel_cache() / f"{target}-{digest}.so"
     if not path.exists():
-        _compile(command, path)
+        _compile([*command, *(str(file) for file in files if file.suffix == ".c")], path)
     return path
 
 
@@ -70,7 +73,7 @@ def _compile(command: list[str], path: Path) -> None:
         raise BuildFailed(f"{path.parent}: {error.strerror}") from error
     try:
         done = subprocess.run(
-            [*command, str(_HERE / _SOURCES[0]), "-o", part], capture_output=True, text=True, timeout=120
+            [*command, "-o", part, "-lm"], capture_output=True, text=True, timeout=120
         )
         if done.returncode:
             raise BuildFailed(f"{command[0]}: {(done.stderr.strip().splitlines() or ['failed without a word'])[0]}")
