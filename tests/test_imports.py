@@ -22,6 +22,9 @@ FORBIDDEN = {
     "router_svc.text": ("torch", "ray", "grpc", "router_svc.engine", "router_svc.models.parts"),
     "router_svc.client": ("torch", "ray", "router_svc.engine", "router_svc.models"),
     "cluster.lifecycle": ("torch", "ray", "time"),
+    "cluster.balance": ("torch", "ray", "cluster.simulate", "cluster.bench", "cluster.supervisor"),
+    "cluster.simulate.replay": ("torch", "ray"),
+    "cluster.simulate.traffic": ("torch", "ray"),
 }
 
 

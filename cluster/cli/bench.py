@@ -8,6 +8,7 @@ import typer
 from cluster.cli.generate import AsJson
 from cluster.cli.options import Model, model_folder, serve_flags
 from cluster.config import merge
+from experts.errors import UserError
 
 app = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=None)
 _NOT_OF_A_BENCH = (
@@ -31,3 +32,32 @@ def throughput(
     options = merge(flags, {})
     measured = importlib.import_module("cluster.bench.throughput")
     measured.run(model_folder(model), options, batch, input_len, output_len, reps, as_json)
+
+
+@app.command("balance", help="Balancing policies on made traffic: excess, moves, planner and split times.")
+def balance(
+    *,
+    config: Annotated[list[str], typer.Option("--config", metavar="NAME", help="Only these cases.")] = [],  # noqa: B006
+    regime: Annotated[list[str], typer.Option("--regime", metavar="NAME", help="Only these regimes.")] = [],  # noqa: B006
+    policy: Annotated[list[str], typer.Option("--policy", metavar="NAME", help="Only these policies.")] = [],  # noqa: B006
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Traces per case.", min=1)] = 3,
+    first_seed: Annotated[int, typer.Option("--first-seed", metavar="N", help="Number of the first.", min=0)] = 1,
+    parts: Annotated[bool, typer.Option("--parts", help="What each part brings, by switching it off.")] = False,
+    times: Annotated[bool, typer.Option("--times", help="Planner and split times only.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge every policy on the cases of docs/balancing.md."""
+    measured = importlib.import_module("cluster.bench.balance")
+    regimes = importlib.import_module("cluster.simulate.traffic").REGIMES
+    known = [case.name for case in measured.CASES]
+    for name in config:
+        if name not in known:
+            raise UserError(f"case {name!r}", f"one of {', '.join(known)}", "--config")
+    for name in regime:
+        if name not in regimes:
+            raise UserError(f"regime {name!r}", f"one of {', '.join(regimes)}", "--regime")
+    contestants = measured.PARTS if parts else measured.policy_contestants(policy)
+    if not times:
+        measured.show(measured.lines(config, regime, list(range(first_seed, first_seed + seeds)), contestants), as_json)
+    if times or not (config or regime or policy or parts):
+        measured.show(measured.timings(), as_json)

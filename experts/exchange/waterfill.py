@@ -6,6 +6,7 @@ polytope). Tokens count in 1/UNIT; time is tokens at normal speed; a slot in use
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,7 @@ class _Pouring:
         self.even = all(speed == NORMAL for speed in self.speed)
         self.floor, self.slack, self.sweeps, self.ranks = fill.floor, fill.slack, fill.sweeps, fill.ranks
         starts = fill.start.tolist()
-        self.copies = [fill.rank[a:b].tolist() for a, b in zip(starts, starts[1:], strict=False)]
+        self.copies = [fill.rank[a:b].tolist() for a, b in pairwise(starts)]
         self.count = [int(counts[e]) * UNIT for e in fill.expert]
         self.share = [[0] * len(ranks) for ranks in self.copies]
         self.time = [0] * (fill.ranks + 1)

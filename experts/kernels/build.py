@@ -72,9 +72,7 @@ def _compile(command: list[str], path: Path) -> None:
     except OSError as error:
         raise BuildFailed(f"{path.parent}: {error.strerror}") from error
     try:
-        done = subprocess.run(
-            [*command, "-o", part, "-lm"], capture_output=True, text=True, timeout=120
-        )
+        done = subprocess.run([*command, "-o", part, "-lm"], capture_output=True, text=True, timeout=120)
         if done.returncode:
             raise BuildFailed(f"{command[0]}: {(done.stderr.strip().splitlines() or ['failed without a word'])[0]}")
         os.replace(part, path)

@@ -3,7 +3,7 @@
 import ctypes
 import logging
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import torch
 
 from experts import env
 from experts.errors import UserError
+from experts.exchange.waterfill import NORMAL, Waterfill
 from experts.kernels.build import BuildFailed, best_target, library, processor_flags
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class NativeKernels:
         self._quotas: Any = loaded.tokenyard_quotas
         self._quotas.argtypes, self._quotas.restype = _QUOTAS, None
 
-    def splitter(self, table: "SplitArrays") -> "SplitKernel":
+    def splitter(self, table: Waterfill) -> "SplitKernel":
         """The split of one layer's table; keeps the table's arrays alive."""
         return SplitKernel(table, self._split, self._quotas)
 
@@ -66,22 +67,6 @@ class NativeKernels:
         return out
 
 
-class SplitArrays(Protocol):
-    """What the split reads of a layer; see exchange/waterfill.py for shapes and units."""
-
-    ranks: int
-    lookup: npt.NDArray[np.int32]
-    home: npt.NDArray[np.int32]
-    expert: npt.NDArray[np.int32]
-    start: npt.NDArray[np.int32]
-    slot: npt.NDArray[np.int32]
-    rank: npt.NDArray[np.int32]
-    speed: npt.NDArray[np.int64]
-    floor: int
-    slack: int
-    sweeps: int
-
-
 class _SplitTable(ctypes.Structure):
     """split_table of split.c."""
 
@@ -97,14 +82,14 @@ class _SplitTable(ctypes.Structure):
 class SplitKernel:
     """tokenyard_split and tokenyard_quotas on one layer's table. Stateless between calls; safe from any thread."""
 
-    def __init__(self, table: SplitArrays, split: Any, quotas: Any) -> None:
+    def __init__(self, table: Waterfill, split: Any, quotas: Any) -> None:
         self._split, self._quotas = split, quotas
         self._arrays = (table.lookup, table.home, table.expert, table.start, table.rank, table.slot, table.speed)
         assert all(array.flags.c_contiguous for array in self._arrays)
         assert len(table.lookup) <= 1 << 15, f"{len(table.lookup) - 1} experts in 16 bits"
         self._experts, self._copies = len(table.lookup) - 1, len(table.slot)
         self._table = _SplitTable(
-            self._experts, table.ranks, len(table.expert), int((table.speed == 1 << 20).all()),
+            self._experts, table.ranks, len(table.expert), int((table.speed == NORMAL).all()),
             *(array.ctypes.data for array in self._arrays), table.floor, table.slack, table.sweeps,
         )  # fmt: skip
         self._at = ctypes.addressof(self._table)

@@ -114,7 +114,9 @@ def test_the_busiest_rank_is_as_in_the_linear_program(
 def test_long_rings_of_copies_come_out_level_too(ranks: int, slots: int, ring: int) -> None:
     """Each rank's last slot copies the next rank's first expert: tokens must travel the whole ring."""
     own = slots - ring
-    table = np.array([[r * own + k for k in range(own)] + [(r + 1) % ranks * own] for r in range(ranks)], dtype=np.int64)
+    table = np.array(
+        [[r * own + k for k in range(own)] + [(r + 1) % ranks * own] for r in range(ranks)], dtype=np.int64
+    )
     made = SplitTable.of(Placement(0, ranks, slots, table.reshape(1, -1)), 0)
     counts = np.full(1 + ranks * own, 10, dtype=np.int64)
     counts[1 : 1 + ranks * own : own] = 400

@@ -1,0 +1,1 @@
+"""Balancing policies side by side: one a file, one line each in registry.py."""
