@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 import urllib.error
@@ -65,9 +66,8 @@ class RayCluster:
         """Bring all up; ready when it returns. Raises UserError for what the user can mend."""
         self._start_ray()
         self._ray_started()
-        log_dir = os.path.join(ray._private.worker._global_node.get_session_dir_path(), "logs")
         self.supervisor = ray.remote(Supervisor).options(**self._options("supervisor", 256)).remote(
-            self.plan, self.namespace, log_dir
+            self.plan, self.namespace, _log_dir()
         )  # fmt: skip
         loaded = self.supervisor.start.remote()
         http = _Background(self._start_serve)
@@ -75,16 +75,31 @@ class RayCluster:
         order = IngressOrder(
             self.plan.folder, self.plan.spec, self.plan.config.reasoning_parser, self.plan.limits, self.plan.info
         )
-        self.door = ray.remote(Door).options(**self._options("door", 4096)).remote(
-            order, self.supervisor, self.plan.config.host, self.plan.config.grpc_port
-        )  # fmt: skip
-        port = self.door.start.remote()
-        self.supervisor.add_ingress.remote(self.door)
+        self.door = ray.remote(Door).options(**self._options("door", 4096), max_restarts=-1).remote()
+        port = self.door.start.remote(order, self.supervisor, self.plan.config.host, self.plan.config.grpc_port)
         http.join()
         deployment: Any = HttpReplica
         serve.run(deployment.bind(order, self.supervisor), name=self.app, route_prefix="/")
         self.grpc_port = _get(port)
+        self.supervisor.add_door.remote(self.door, order, self.grpc_port)
         self._await_http()
+
+    def watch(self, asked: threading.Event, tell: Callable[[str], None]) -> None:
+        """Pass on what happens to the cluster until `asked`. Raises RuntimeError once nobody leads the ranks any more."""
+        version, told = -1, ""
+        while not asked.is_set():
+            news = self.supervisor.watch.remote(version)
+            while not ray.wait([news], timeout=0.5)[0]:
+                if asked.is_set():
+                    return
+            try:
+                version, state, reason = ray.get(news)
+            except RayActorError:
+                raise RuntimeError(f"the supervisor died; logs are in {_log_dir()}") from None
+            line = f"{state}: {reason}" if reason else f"{state} again"
+            if line != told and (reason or told) and state != "stopping":
+                tell(line)
+            told = line if reason else ""
 
     def stop(self) -> None:
         """Drain the doors, end the ranks, then Ray if it is ours."""
@@ -122,6 +137,8 @@ class RayCluster:
         # Ranks of one machine share its cores by turns: one that spins at its barriers takes them from the others
         # (1 + 2 ranks on 2 cores: 54 tokens/s with libgomp's default, 85 with this).
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        # Serve's default finds a dead HTTP proxy after 30 s; three misses of this mean 6.
+        os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
         ray.init(
             address="local", num_cpus=2, include_dashboard=False, object_store_memory=_OBJECT_STORE, **common
         )  # fmt: skip
@@ -197,7 +214,7 @@ def run(plan: ServePlan) -> None:
             cluster.start(view)
             signals.starting = False
             print(ready_line(plan, cluster.grpc_port, cluster.http_port), flush=True)
-            signals.asked.wait()
+            cluster.watch(signals.asked, lambda line: print(f"tokenyard: {line}", file=sys.stderr, flush=True))
     except SystemExit as ended:  # Ray's own handler, in the moment before ours is back
         if ended.code != signal.SIGTERM:
             raise
@@ -234,6 +251,11 @@ class _Background:
             raise self._error
 
 
+def _log_dir() -> str:
+    """Where this Ray session's processes log."""
+    return os.path.join(ray._private.worker._global_node.get_session_dir_path(), "logs")
+
+
 def _get(reference: Any) -> Any:
     """A Ray result; a UserError of the other process comes out as itself."""
     try:
@@ -249,7 +271,8 @@ def _quietly(work: Any) -> None:
     try:
         work()
     except Exception as error:  # the rest must still be ended
-        logging.getLogger(__name__).warning("while stopping: %s", error)
+        told = str(error).partition("\n")[0] or type(error).__name__
+        logging.getLogger(__name__).warning("while stopping: %s", told)
 
 
 def _free_port(host: str) -> int:

@@ -56,6 +56,11 @@ class Lifecycle:
         if self.state not in ("stopping", "degraded"):
             self._change("degraded", why)
 
+    def notice(self, why: str) -> None:
+        """Something that people should know while the ranks serve on; empty when it is over."""
+        if self.state == "ready" and why != self.reason:
+            self._change("ready", why)
+
     def stop(self) -> None:
         """Shutting down on purpose."""
         self._change("stopping", "the server is shutting down")

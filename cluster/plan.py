@@ -10,6 +10,7 @@ import torch
 from cluster.config import ServeConfig
 from experts.checkpoint.reader import CheckpointReader
 from experts.errors import UserError
+from experts.loader import check_experts
 from experts.membership import Member
 from experts.placement import Placement
 from router_svc.api.calls import ModelInfo
@@ -17,6 +18,7 @@ from router_svc.api.limits import ServiceLimits
 from router_svc.engine.config import EngineConfig
 from router_svc.models.registry import load_spec
 from router_svc.models.spec import ModelSpec, attention_bytes, expert_bytes, kv_bytes_per_token
+from router_svc.models.weights import WeightLoader
 
 BLOCK_SIZE = 16  # tokens
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -63,7 +65,7 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True) -> Se
     """Check model, options, ports, slots and memory. Raises UserError with what was found and expected."""
     config.check()
     spec = load_spec(folder)
-    CheckpointReader(folder)
+    _check_tensors(spec, CheckpointReader(folder))
     device = _device(config.device)
     dtype = _dtype(config.dtype, spec, device)
     max_len = _max_model_len(config, spec)
@@ -91,6 +93,12 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True) -> Se
             check_port(config.host, port, flag)
     name = config.served_model_name or folder.resolve().name
     return ServePlan(folder.resolve(), spec, config, name, dtype, device, engine, placement, _seats(config))
+
+
+def _check_tensors(spec: ModelSpec, reader: CheckpointReader) -> None:
+    """Every tensor that any rank will read, by name, shape and dtype, from the files' headers."""
+    WeightLoader(spec, reader, torch.float32, "meta").check()
+    check_experts(spec.experts, reader)
 
 
 def check_port(host: str, port: int, flag: str) -> None:

@@ -17,17 +17,21 @@ from cluster.metrics import merge_pages, rank_metrics
 from cluster.plan import ServePlan
 from cluster.ranks import RankHandle, start_rank
 from cluster.status import RankView, StatusBook
+from experts.errors import UserError
 from experts.exchange.group import open_store
 from experts.lease import RENEW
 from experts.membership import EpochRecord, Membership
 from experts.placement import Placement
 from experts.rank import RankReport
 from router_svc.engine.step_loop import EngineStats
+from router_svc.ingress import IngressOrder
 from router_svc.link.client import LinkAddress
 
 log = logging.getLogger(__name__)
 GROUP_TIMEOUT = 30.0  # s, of building a group and of every collective
 _CULPRIT_WAIT = 0.5  # s that a broken group waits for news of a death, to name it
+_ANSWER = 2.0  # s for a process's event loop to answer: a stopped one must not hold up status, metrics or a verdict
+_DOOR_PAUSE = 0.5  # s between attempts to open a door again
 
 
 class Supervisor:
@@ -44,6 +48,7 @@ class Supervisor:
         self._doors: list[Any] = []
         self._book = StatusBook(plan.name, plan.placement.slots_per_rank)
         self._watchers: list[asyncio.Task[None]] = []
+        self._door_watchers: list[asyncio.Task[None]] = []
         self._reports: dict[int, tuple[RankReport, EngineStats | None]] = {}
 
     async def start(self) -> None:
@@ -87,13 +92,15 @@ class Supervisor:
         """The placement in use."""
         return self._plan.placement
 
-    async def add_ingress(self, door: Any) -> None:
-        """A door whose metrics belong on the cluster's page."""
+    async def add_door(self, door: Any, order: IngressOrder, port: int) -> None:
+        """Watch a door that listens on `port`, and put its metrics on the cluster's page."""
         self._doors.append(door)
+        self._door_watchers.append(asyncio.create_task(self._watch_door(door, order, port)))
 
     async def metrics(self, ingress_page: str) -> str:
         """Prometheus text of the whole cluster: an ingress's own page, the doors' and the ranks'."""
-        pages = await asyncio.gather(*(door.metrics.remote() for door in self._doors), return_exceptions=True)
+        asked = (asyncio.wait_for(door.metrics.remote(), _ANSWER) for door in self._doors)
+        pages = await asyncio.gather(*asked, return_exceptions=True)
         told = [page for page in pages if not isinstance(page, BaseException)]
         return merge_pages([ingress_page, *told]) + rank_metrics(await self._views(), self._book)
 
@@ -107,7 +114,7 @@ class Supervisor:
         waits = [asyncio.ensure_future(h.actor.ended.remote()) for h in self._ranks if h in attention]
         if waits:
             await asyncio.wait(waits, timeout=5)
-        for watcher in self._watchers:
+        for watcher in (*self._watchers, *self._door_watchers):
             watcher.cancel()
         for handle in self._ranks:
             ray.kill(handle.actor)
@@ -115,9 +122,18 @@ class Supervisor:
     async def _keep_ranks(self) -> None:
         """Renew every rank's lease for as long as this process lives."""
         while True:
-            for handle in self._ranks:
-                handle.actor.keep.remote()
-            await asyncio.sleep(RENEW)
+            live = [h for h in self._ranks if self._life.seat_states[h.seat.rank] != "dead"]
+            await asyncio.gather(asyncio.sleep(RENEW), *(self._keep(handle) for handle in live))
+
+    async def _keep(self, handle: RankHandle) -> None:
+        """Renew a rank's lease; one that serves and does not answer hangs."""
+        try:
+            await asyncio.wait_for(handle.actor.keep.remote(), GROUP_TIMEOUT)
+        except TimeoutError:
+            if self._life.state == "ready":
+                await self._hung(handle)
+        except RayActorError as error:  # whoever waits on `ended` deals with it
+            log.info("%s can't be kept: %s", handle.title, error)
 
     async def _enter_epoch(self) -> None:
         epoch = self._life.next_epoch()
@@ -145,11 +161,64 @@ class Supervisor:
         if not reason or self._life.state in ("stopping", "degraded"):
             return
         await asyncio.sleep(_CULPRIT_WAIT)  # a peer's death breaks the group before Ray tells of it
-        if self._life.state == "ready":
-            self._life.broke(f"{handle.title} left the group: {reason}")
-            await self._end_epoch()
+        if self._life.state != "ready":
+            return
+        answers = await asyncio.gather(*(self._answers(h) for h in self._ranks))
+        silent = [h for h, answered in zip(self._ranks, answers, strict=True) if not answered]
+        if self._life.state != "ready":
+            return
+        if silent:  # its peers only know that they waited, and often on another that waited too
+            await self._hung(silent[0])
+            return
+        self._life.broke(f"{handle.title} left the group: {reason}")
+        await self._end_epoch()
+
+    async def _answers(self, handle: RankHandle) -> bool:
+        """Whether a rank's process still reacts; a dead one is its watcher's business."""
+        try:
+            await asyncio.wait_for(handle.actor.keep.remote(), _ANSWER)
+        except TimeoutError:
+            return False
+        except RayActorError:
+            return True
+        return True
+
+    async def _hung(self, handle: RankHandle) -> None:
+        """A rank that does not answer is given up, and ended as soon as it reacts: its group went on without it."""
+        if self._life.seat_states[handle.seat.rank] == "dead":
+            return
+        self._life.died(handle.seat.rank, f"{handle.title} does not answer any more; logs are in {self._log_dir}")
+        log.error("%s", self._life.reason)
+        ray.kill(handle.actor)
+        await self._end_epoch()
+
+    async def _watch_door(self, door: Any, order: IngressOrder, port: int) -> None:
+        """Open a door again that died: Ray starts its process anew, which then knows no port yet."""
+        while self._life.state != "stopping":
+            try:
+                await door.ended.remote()
+                return  # closed on purpose
+            except RayActorError as error:
+                log.error("the gRPC door died: %s", error)
+            self._life.notice("the gRPC door died and is started again")
+            await self._tell()
+            while not await self._reopened(door, order, port):
+                await asyncio.sleep(_DOOR_PAUSE)
+            self._life.notice("")
+            await self._tell()
+
+    async def _reopened(self, door: Any, order: IngressOrder, port: int) -> bool:
+        me = ray.get_runtime_context().current_actor
+        try:
+            await door.start.remote(order, me, self._plan.config.host, port)
+        except (RayActorError, UserError) as error:  # not up yet; or someone took the port meanwhile
+            log.warning("the gRPC door is not back yet: %s", error)
+            return False
+        return True
 
     async def _lost(self, handle: RankHandle) -> None:
+        if self._life.seat_states[handle.seat.rank] == "dead":
+            return  # ended by us
         self._life.died(handle.seat.rank, f"{handle.title} died; logs are in {self._log_dir}")
         if self._life.state != "stopping":
             log.error("%s", self._life.reason)
@@ -168,11 +237,11 @@ class Supervisor:
             self._changed.notify_all()
 
     async def _report(self, handle: RankHandle) -> tuple[RankReport, EngineStats | None]:
-        got = await handle.actor.report.remote()
+        got = await asyncio.wait_for(handle.actor.report.remote(), _ANSWER)
         return got if isinstance(got, tuple) else (got, None)
 
     async def _views(self) -> list[RankView]:
-        """Every rank's view; of a dead one the last report."""
+        """Every rank's view; of a dead or silent one the last report."""
         live = [h for h in self._ranks if self._life.seat_states[h.seat.rank] != "dead"]
         got = await asyncio.gather(*(self._report(h) for h in live), return_exceptions=True)
         for handle, report in zip(live, got, strict=True):

@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from experts.checkpoint.reader import CheckpointReader, Job
 from experts.slots import ExpertSlots
+from experts.spec import ExpertsSpec
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -46,6 +48,15 @@ def load_slots(
         slots.w13[layer][copy].copy_(slots.w13[layer][source])
         slots.w2[layer][copy].copy_(slots.w2[layer][source])
     tell(total - done)
+
+
+def check_experts(spec: ExpertsSpec, reader: CheckpointReader) -> None:
+    """Raise UserError unless every expert of every layer is there as `load_slots` needs it; reads headers only."""
+    shapes = ExpertSlots(spec, 1, torch.float32, "meta")
+    for layer in range(spec.moe_layers):
+        for expert in range(spec.experts):
+            for name, dest, row in _jobs(shapes, layer, 0, expert, reader):
+                reader.check(name, tuple(dest.shape), row)
 
 
 def _jobs(slots: ExpertSlots, layer: int, slot: int, expert: int, reader: CheckpointReader) -> list[Job]:

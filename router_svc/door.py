@@ -1,5 +1,6 @@
 """The gRPC door: a Ray actor with the project's own grpc.aio server."""
 
+import asyncio
 from typing import Any
 
 from prometheus_client import generate_latest
@@ -10,18 +11,20 @@ from router_svc.ingress import Ingress, IngressOrder
 
 
 class Door:
-    """One door a node, on a fixed port."""
+    """One door a node, on a fixed port. Its constructor takes nothing, so that Ray can start a dead one anew."""
 
-    def __init__(self, order: IngressOrder, supervisor: Any, host: str, port: int) -> None:
-        self._ingress = Ingress(order, supervisor)
-        self._host, self._port = host, port
+    def __init__(self) -> None:
+        self._ingress: Ingress | None = None
         self._server: GrpcServer | None = None
         self._state = "starting"
+        self._closed = asyncio.Event()
 
-    async def start(self) -> int:
-        """Connect and listen; the port. Raises UserError when it is taken."""
-        service = await self._ingress.start(self._show)
-        server = GrpcServer(service, self._ingress.admin, self._host, self._port)
+    async def start(self, order: IngressOrder, supervisor: Any, host: str, port: int) -> int:
+        """Connect and listen on `port`, 0 = any free one; the port. Raises UserError when it is taken."""
+        ingress = self._ingress or Ingress(order, supervisor)
+        service = ingress.service or await ingress.start(self._show)
+        self._ingress = ingress
+        server = GrpcServer(service, ingress.admin, host, port)
         await server.start()
         self._server = server
         await server.show_state(self._state)
@@ -29,12 +32,17 @@ class Door:
 
     async def metrics(self) -> str:
         """Prometheus text of this ingress."""
-        if self._ingress.service is None:
+        if self._ingress is None or self._ingress.service is None:
             raise UserError("a door that has not started", "a started one", "door")
         return generate_latest(self._ingress.service.metrics.registry).decode()
 
+    async def ended(self) -> None:
+        """Waits until the door was closed on purpose; Ray ends the call when its process dies."""
+        await self._closed.wait()
+
     async def stop(self, grace: float) -> None:
         """Drain and close."""
+        self._closed.set()
         if self._server is not None:
             await self._server.stop(grace)
 

@@ -74,18 +74,21 @@ class Ingress:
         engines = LinkEngines(secret)
         await engines.connect(addresses)
         self.service = Service(text, engines, order.limits, order.info, IngressMetrics())
-        self._following = asyncio.create_task(self._follow(engines, also))
+        version = await self._look(-1, engines, also)  # the first request must not find "starting"
+        self._following = asyncio.create_task(self._follow(version, engines, also))
         return self.service
 
-    async def _follow(self, engines: LinkEngines, also: Callable[[str], Awaitable[None]] | None) -> None:
-        version = -1
-        while True:
-            try:
-                version, state, reason = await self._supervisor.watch.remote(version)
-            except RayActorError:
-                version, state, reason = -1, "degraded", "the supervisor is gone"
-            engines.show_state(state, reason)
-            if also is not None:
-                await also(state)
-            if version < 0:
-                return
+    async def _follow(self, version: int, engines: LinkEngines, also: Callable[[str], Awaitable[None]] | None) -> None:
+        while version >= 0:
+            version = await self._look(version, engines, also)
+
+    async def _look(self, known: int, engines: LinkEngines, also: Callable[[str], Awaitable[None]] | None) -> int:
+        """Show the cluster's state once its version is not `known`; the version, -1 without a supervisor."""
+        try:
+            version, state, reason = await self._supervisor.watch.remote(known)
+        except RayActorError:
+            version, state, reason = -1, "degraded", "the supervisor is gone"
+        engines.show_state(state, reason)
+        if also is not None:
+            await also(state)
+        return int(version)

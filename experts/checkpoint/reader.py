@@ -81,20 +81,29 @@ class CheckpointReader:
         index: takes row `index` of a stored tensor with one more leading dimension (one expert of a fused one).
         Raises UserError when the tensor is missing, of another shape or of a dtype that is not read.
         """
+        self.check(name, tuple(dest.shape), index)
         file = self._file(name)
         entry = file.entries[name]
         if index is None:
-            self._check_shape(name, tuple(dest.shape))
             file.read_ahead(entry.offset, entry.nbytes)
             dest.copy_(file.view(name))
             return
-        rows = entry.shape[0] if entry.shape else 0
-        self._check_shape(name, (rows, *dest.shape))
-        if not 0 <= index < rows:
-            raise UserError(f"tensor {name} with {rows} experts", f"one with expert {index}", str(file.path))
-        row_bytes = entry.nbytes // rows
+        row_bytes = entry.nbytes // entry.shape[0]
         file.read_ahead(entry.offset + index * row_bytes, row_bytes)
         dest.copy_(file.view(name)[index])
+
+    def check(self, name: str, shape: tuple[int, ...], index: int | None = None) -> None:
+        """Raise UserError unless `read_into` would fill a destination of `shape`; reads headers only."""
+        file = self._file(name)
+        file.dtype(name)
+        if index is None:
+            self._check_shape(name, shape)
+            return
+        found = file.entries[name].shape
+        rows = found[0] if found else 0
+        self._check_shape(name, (rows, *shape))
+        if not 0 <= index < rows:
+            raise UserError(f"tensor {name} with {rows} experts", f"one with expert {index}", str(file.path))
 
     def read_many(self, jobs: Iterable[Job], progress: Callable[[int], None] | None = None, threads: int = 4) -> None:
         """`read_into` for each job, several at once. progress: called from their threads, one at a time, with the

@@ -55,14 +55,16 @@ class SafetensorsFile:
         self.entries = {name: self._entry(name, value, start) for name, value in header.items()}
         self._check_filled(start, size)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """A stored tensor's dtype. Raises UserError when it is none that is read."""
+        found = self.entries[name].dtype
+        if found not in READABLE:
+            raise self._bad(f"tensor {name} of dtype {found}", f"{', '.join(READABLE)} (no other is supported yet)")
+        return READABLE[found]
+
     def view(self, name: str) -> torch.Tensor:
         """The tensor as stored, backed by the file's pages. Must not be written to."""
-        entry = self.entries[name]
-        dtype = READABLE.get(entry.dtype)
-        if dtype is None:
-            raise self._bad(
-                f"tensor {name} of dtype {entry.dtype}", f"{', '.join(READABLE)} (no other is supported yet)"
-            )
+        entry, dtype = self.entries[name], self.dtype(name)
         if entry.nbytes == 0:
             return torch.empty(entry.shape, dtype=dtype)
         flat = torch.frombuffer(self._map, dtype=dtype, count=entry.nbytes // dtype.itemsize, offset=entry.offset)

@@ -15,7 +15,8 @@ class ForwardBatch:
     ids, positions: [T] int64 (position in its sequence, from 0); kv_slots: [T] int64, where each token's
     key and value go in the flat cache (block * block_size + offset); query_lens: per sequence, rows here;
     context_lens: per sequence, tokens in the cache once these rows are written (>= query_lens);
-    block_tables: [B, P] int64 block numbers, padded with 0; logit_rows: [n] int64 rows whose logits are wanted.
+    block_tables: [B, P] int64 block numbers, padded with the sequence's first; logit_rows: [n] int64 rows whose logits
+    are wanted.
     """
 
     ids: torch.Tensor
@@ -44,3 +45,11 @@ class KVCache:
         keys = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers))
         values = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers))
         return cls(keys, values, block_size)
+
+    def clear(self, blocks: list[int]) -> None:
+        """Zero some blocks. What masks hide is still multiplied, by 0: a NaN that someone left would spread."""
+        if not blocks:
+            return
+        index = torch.tensor(blocks, device=self.keys[0].device)
+        for side in (*self.keys, *self.values):
+            side.view(-1, self.block_size * side[0].numel()).index_fill_(0, index, 0.0)

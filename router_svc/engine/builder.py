@@ -17,6 +17,7 @@ def build_batch(chunks: list[Chunk], block_size: int, device: str) -> ForwardBat
     row = 0
     for b, chunk in enumerate(chunks):
         sequence, end = chunk.sequence, chunk.start + chunk.count
+        tables[b] = sequence.blocks[0]  # the rest is hidden by masks, which do not stop a NaN: let it be its own
         tables[b, : len(sequence.blocks)] = sequence.blocks
         span = np.arange(chunk.start, end)
         ids[row : row + chunk.count] = sequence.tokens[chunk.start : end]

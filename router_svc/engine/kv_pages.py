@@ -17,6 +17,7 @@ class KVPages:
         self._holders = [0] * blocks
         self._key_of: dict[int, BlockKey] = {}
         self._block_of: dict[BlockKey, int] = {}
+        self._taken: list[int] = []  # since the last `newly_taken`
         self._cached: OrderedDict[int, None] = OrderedDict()  # unheld blocks with a key, oldest first
 
     @property
@@ -43,7 +44,13 @@ class KVPages:
             block = self._free.pop() if self._free else self._evict()
             self._holders[block] = 1
             blocks.append(block)
+        self._taken += blocks
         return blocks
+
+    def newly_taken(self) -> list[int]:
+        """Blocks taken since the last call: whatever lies in them is someone else's and must be cleared."""
+        taken, self._taken = self._taken, []
+        return taken
 
     def match(self, keys: list[BlockKey]) -> list[int]:
         """The longest run of blocks that hold the first of `keys`, without taking them."""
@@ -71,6 +78,13 @@ class KVPages:
         if key not in self._block_of and block not in self._key_of:
             self._key_of[block] = key
             self._block_of[key] = block
+
+    def forget(self, blocks: list[int]) -> None:
+        """Make blocks unfindable, since what was computed in them is no good; who shares them keeps them."""
+        for block in blocks:
+            key = self._key_of.pop(block, None)
+            if key is not None:
+                del self._block_of[key]
 
     def release(self, blocks: list[int]) -> None:
         """Let go of blocks. The last of a sequence goes first into the cache's queue, so prefixes outlive tails."""

@@ -61,6 +61,7 @@ class StepOutput:
         if not self._intake.lives(request.request_id):
             return True
         if drawn.token < 0:
+            sequence.spoiled = True
             self.fail(request, Code.INTERNAL, f"request {request.request_id}: the model gave no finite logits")
             return True
         index = sequence.generated

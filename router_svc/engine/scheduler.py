@@ -179,6 +179,8 @@ class Scheduler:
         return not sequence.held and not waits
 
     def _free(self, sequence: Sequence) -> None:
+        if sequence.spoiled:
+            self.pages.forget(sequence.blocks)
         self.pages.release(sequence.blocks)
         sequence.blocks = []
         sequence.computed = sequence.published = 0

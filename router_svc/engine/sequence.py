@@ -26,6 +26,7 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     published: int = 0  # leading blocks that are in the prefix index
     cached_tokens: int = 0
+    spoiled: bool = False  # its logits were no numbers, so its keys and values are of no use to others
     held: bool = False
     started: float | None = None  # s, first admission
     first_token: float | None = None  # s

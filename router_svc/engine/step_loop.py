@@ -168,6 +168,7 @@ class Engine:
         """Logits of the chunks' wanted rows, None without chunks; takes part in the group's layers either way."""
         started = time.perf_counter()
         logits = None
+        self._cache.clear(self._pages.newly_taken())
         if chunks:
             batch = build_batch(chunks, self._config.block_size, self._model.device)
             logits = self._model.forward(batch, self._cache, self._experts)

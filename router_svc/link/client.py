@@ -42,9 +42,13 @@ class LinkEngines(EngineClient):
         self._readers: list[asyncio.Task[None]] = []
 
     async def connect(self, addresses: list[LinkAddress]) -> None:
-        """Open a connection to every attention rank."""
+        """Open a connection to every attention rank that is there; without one, requests end with UNAVAILABLE."""
         for address in addresses:
-            reader, writer = await asyncio.open_connection(address.host, address.port)
+            try:
+                reader, writer = await asyncio.open_connection(address.host, address.port)
+            except OSError as error:  # an ingress may start after a rank's death, which the supervisor tells of
+                log.error("no link to rank %d: %s", address.rank, error)
+                continue
             writer.write(frame(self._secret))
             peer = _Peer(address, reader, writer)
             self._peers[address.rank] = peer

@@ -40,6 +40,19 @@ class ModelWeights:
     layers: tuple[LayerWeights, ...]
 
 
+@dataclass(slots=True)
+class _Raw:
+    """A layer's tensors as the checkpoint names them: (weight, bias) pairs, and what SwiGLU takes."""
+
+    input_norm: torch.Tensor
+    post_norm: torch.Tensor
+    qkv: tuple[torch.Tensor, torch.Tensor | None]
+    output: tuple[torch.Tensor, torch.Tensor | None]
+    norms: list[torch.Tensor]
+    gate: torch.Tensor | None
+    mlp: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None
+
+
 class WeightLoader:
     """Hands out empty tensors and fills them several at once, a layer at a time. One use."""
 
@@ -54,15 +67,42 @@ class WeightLoader:
         Raises UserError for a missing tensor or a wrong shape, named.
         """
         spec = self._spec
-        embed = self._take("model.embed_tokens.weight", spec.vocab_size, spec.hidden)
-        head = embed if spec.tied else self._take("lm_head.weight", spec.vocab_size, spec.hidden)
-        norm = self._take("model.norm.weight", spec.hidden)
+        embed, head, norm = self._ends()
         self._fill(progress)
         projection = Linear(head, keep=spec.tied)
         del head  # packed or kept as the embedding
         return ModelWeights(embed, projection, norm, tuple(self._layer(i, progress) for i in range(spec.layers)))
 
+    def check(self) -> None:
+        """Raise UserError for what `load` would refuse; reads headers only. Without memory on device "meta"."""
+        self._ends()
+        for index in range(self._spec.layers):
+            self._tensors(index)
+        for name, dest, row in self._jobs:
+            self._reader.check(name, tuple(dest.shape), row)
+
+    def _ends(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Embedding [V, H], head [V, H] (the same tensor when tied), norm [H]."""
+        spec = self._spec
+        embed = self._take("model.embed_tokens.weight", spec.vocab_size, spec.hidden)
+        head = embed if spec.tied else self._take("lm_head.weight", spec.vocab_size, spec.hidden)
+        return embed, head, self._take("model.norm.weight", spec.hidden)
+
     def _layer(self, index: int, progress: Progress | None) -> LayerWeights:
+        raw = self._tensors(index)
+        self._fill(progress)
+        return LayerWeights(
+            input_norm=raw.input_norm,
+            post_norm=raw.post_norm,
+            qkv=Linear(*raw.qkv),
+            output=Linear(*raw.output),
+            qk_norm=self._per_head(raw.norms),
+            gate=raw.gate,
+            mlp=SwiGLU(*raw.mlp) if raw.mlp is not None else None,
+        )
+
+    def _tensors(self, index: int) -> "_Raw":
+        """A layer's tensors, to be filled."""
         spec = self._spec
         block = f"model.layers.{index}"
         rows = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.kv_heads * spec.head_dim)
@@ -71,21 +111,15 @@ class WeightLoader:
         bias = self._stack([f"{name}.bias" for name in names], rows) if spec.qkv_bias else None
         output = self._take(f"{block}.self_attn.o_proj.weight", spec.hidden, rows[0])
         output_bias = self._take(f"{block}.self_attn.o_proj.bias", spec.hidden) if spec.output_bias else None
-        norms = [self._take(name.format(layer=index), spec.head_dim) for name in spec.qk_norm_names]
-        input_norm = self._take(f"{block}.input_layernorm.weight", spec.hidden)
-        post_norm = self._take(f"{block}.post_attention_layernorm.weight", spec.hidden)
         moe = index in spec.experts.layers
-        gate = self._gate(index) if moe else None
-        mlp = self._mlp(index, moe)
-        self._fill(progress)
-        return LayerWeights(
-            input_norm=input_norm,
-            post_norm=post_norm,
-            qkv=Linear(qkv, bias),
-            output=Linear(output, output_bias),
-            qk_norm=self._per_head(norms),
-            gate=gate,
-            mlp=SwiGLU(*mlp) if mlp is not None else None,
+        return _Raw(
+            input_norm=self._take(f"{block}.input_layernorm.weight", spec.hidden),
+            post_norm=self._take(f"{block}.post_attention_layernorm.weight", spec.hidden),
+            qkv=(qkv, bias),
+            output=(output, output_bias),
+            norms=[self._take(name.format(layer=index), spec.head_dim) for name in spec.qk_norm_names],
+            gate=self._gate(index) if moe else None,
+            mlp=self._mlp(index, moe),
         )
 
     def _per_head(self, norms: list[torch.Tensor]) -> torch.Tensor:

@@ -53,3 +53,16 @@ def test_stopping_is_final() -> None:
     life.broke("x")
     assert life.state == "stopping"
     assert life.seat_states[0] == "dead"
+
+
+def test_a_notice_is_told_and_changes_no_state() -> None:
+    life = ready()
+    version = life.version
+    life.notice("the gRPC door died and is started again")
+    assert (life.state, life.version) == ("ready", version + 1)
+    assert "door" in life.reason
+    life.notice("")
+    assert (life.state, life.reason, life.version) == ("ready", "", version + 2)
+    life.died(0, "rank 0 died")
+    life.notice("the gRPC door died and is started again")
+    assert (life.state, life.reason) == ("degraded", "rank 0 died")

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from cluster.config import ServeConfig
 from cluster.plan import check_port, make_plan
@@ -70,3 +72,34 @@ def test_seats_are_numbered_experts_first(folder: Path) -> None:
         (0, "expert"), (1, "expert"), (2, "expert"), (3, "attention"), (4, "attention"),
     ]  # fmt: skip
     assert plan.placement.slot_expert.shape == (3, 9)
+
+
+def rewrite(folder: Path, name: str, changed: torch.Tensor | None) -> None:
+    """Replace a tensor of a checkpoint of one file; None drops it."""
+    path = folder / "model.safetensors"
+    stored = load_file(path)
+    del stored[name]
+    save_file(stored if changed is None else {**stored, name: changed}, path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change", "expected"),
+    [
+        ("model.layers.2.self_attn.k_proj.weight", torch.zeros(24, 47), r"\[24, 47\], expected \[24, 48\]"),
+        ("model.layers.1.block_sparse_moe.gate.weight", torch.zeros(7, 48), r"\[7, 48\], expected \[8, 48\]"),
+        ("lm_head.weight", torch.zeros(320, 48, dtype=torch.int8), "dtype I8, expected F32"),
+        ("model.norm.weight", None, "no tensor model.norm.weight"),
+        (
+            "model.layers.2.block_sparse_moe.experts.7.w2.weight",
+            torch.zeros(48, 63),
+            r"\[48, 63\], expected \[48, 64\]",
+        ),
+        ("model.layers.0.block_sparse_moe.experts.3.w1.weight", None, "no tensor"),
+    ],
+)
+def test_tensors_are_checked(tensor: str, change: torch.Tensor | None, expected: str, tmp_path: Path) -> None:
+    made = checkpoints.make("mixtral", tmp_path / "broken")
+    rewrite(made, tensor, change)
+    with pytest.raises(UserError, match=expected) as caught:
+        make_plan(made, CONFIG, check_ports=False)
+    assert tensor in str(caught.value)

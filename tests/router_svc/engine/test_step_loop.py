@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from router_svc.engine.prefix import PrefixChain
 from router_svc.request import Cancel, Code, EngineRequest, FailedEvent, Hold, TokenEvent
 from tests import checkpoints
 from tests.engines import Harness, running, sampling, tokens_of
@@ -198,3 +199,24 @@ def test_failure_ends_everything_once(folder: Path) -> None:
         assert isinstance(late, FailedEvent)
         assert late.code == Code.UNAVAILABLE
         assert "rank 1" in late.message
+
+
+def test_nan_of_one_request_reaches_no_other(folder: Path) -> None:
+    """A prompt whose keys and values are no numbers is refused; neither its neighbours nor who gets its blocks notice."""
+    others = PROMPTS[:4]
+    wanted = [greedy(folder, ids, 30) for ids in others]
+    used = {token for tokens in (*others, *wanted, PROMPTS[4]) for token in tokens}
+    bad = next(token for token in range(1, checkpoints.VOCABULARY) if token not in used)
+    with running(folder, kv_blocks=26, max_num_batched_tokens=23) as harness:
+        harness.engine._model._weights.embed[bad] = float("nan")
+        for _ in range(3):  # the first blocks go to the bad request, which is several steps in its prompt
+            harness.engine.post(EngineRequest("bad", (bad, *PROMPTS[4][:160]), sampling(5)))
+            for i, ids in enumerate(others):
+                harness.engine.post(EngineRequest(f"r{i}", ids, sampling(30)))
+            got = harness.collect(1 + len(others))
+            refused = got["bad", -1][0]
+            assert isinstance(refused, FailedEvent)
+            assert "finite" in refused.message
+            assert [tokens_of(got[f"r{i}", 0]) for i in range(len(others))] == wanted
+            harness.quiet()
+        assert harness.engine._pages.match(PrefixChain(16).keys([bad, *PROMPTS[4][:160]], 10)) == []

@@ -134,6 +134,15 @@ async def test_a_wrong_secret_gets_nothing() -> None:
     assert sink.messages == []
 
 
+async def test_an_ingress_starts_without_a_rank_that_is_gone() -> None:
+    engines = LinkEngines("secret")
+    await engines.connect([LinkAddress(4, "127.0.0.1", 1)])
+    engines.show_state("degraded", "rank 4 (attention) died")
+    stream = engines.submit(EngineRequest("r", (1, 2), Sampling(max_tokens=5, seed=0)))
+    with pytest.raises(StreamFailed, match=r"rank 4 \(attention\) died"):
+        await stream.next()
+
+
 def test_picker_levels_work_and_keeps_prefixes_at_home() -> None:
     picker = Picker([0, 1])
     requests = [EngineRequest(str(i), (i,) * 70, Sampling(max_tokens=50, seed=0)) for i in range(6)]
