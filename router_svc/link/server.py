@@ -13,11 +13,12 @@ _UNREAD_LIMIT = 4 << 20  # bytes; an ingress that leaves more unread has its req
 
 
 class _Ingress:
-    """One connection and the requests that came over it: choices still open per request."""
+    """One connection and the requests that came over it: the choices still open of each, and which its reader holds."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self.writer = writer
-        self.requests: dict[str, int] = {}
+        self.requests: dict[str, set[int]] = {}
+        self.held: set[str] = set()
         self.draining: asyncio.Task[None] | None = None
 
 
@@ -65,11 +66,17 @@ class LinkServer:
                 ingress.writer.write(frame([pack_event(refusal)]))
                 return
             self._owners[message.request_id] = ingress
-            ingress.requests[message.request_id] = message.n
+            ingress.requests[message.request_id] = set(range(message.n))
         elif message.request_id not in ingress.requests:
             return  # it ended meanwhile, or is another ingress's
-        elif isinstance(message, Cancel) and message.choice is None:
-            self._forget(message.request_id)
+        elif isinstance(message, Cancel):
+            self._close_choices(message.request_id, None if message.choice is None else {message.choice})
+        elif message.held:
+            ingress.held.add(message.request_id)
+        else:
+            ingress.held.discard(message.request_id)
+            if ingress.draining is not None:
+                return  # the end of draining resumes it
         self._post(message)
 
     def _route(self, events: list[Event]) -> None:
@@ -80,11 +87,9 @@ class LinkServer:
                 continue
             frames.setdefault(ingress, []).append(pack_event(event))
             if isinstance(event, FailedEvent):
-                self._forget(event.request_id)
+                self._close_choices(event.request_id, None)
             elif isinstance(event, TokenEvent) and event.finish_reason:
-                ingress.requests[event.request_id] -= 1
-                if not ingress.requests[event.request_id]:
-                    self._forget(event.request_id)
+                self._close_choices(event.request_id, {event.choice})
         for ingress, packed in frames.items():
             ingress.writer.write(frame(packed))
             unread = ingress.writer.transport.get_write_buffer_size()
@@ -93,8 +98,7 @@ class LinkServer:
 
     async def _drain(self, ingress: _Ingress) -> None:
         """Hold an ingress's requests until it has read what was sent."""
-        held = list(ingress.requests)
-        for request_id in held:
+        for request_id in ingress.requests:
             self._post(Hold(request_id, True))
         try:
             await ingress.writer.drain()
@@ -102,11 +106,13 @@ class LinkServer:
             return  # the reading side sees the end and cancels
         finally:
             ingress.draining = None
-        for request_id in held:
-            if request_id in ingress.requests:
-                self._post(Hold(request_id, False))
+        for request_id in ingress.requests.keys() - ingress.held:
+            self._post(Hold(request_id, False))
 
-    def _forget(self, request_id: str) -> None:
-        ingress = self._owners.pop(request_id, None)
-        if ingress is not None:
-            ingress.requests.pop(request_id, None)
+    def _close_choices(self, request_id: str, choices: set[int] | None) -> None:
+        """These choices (None = all) have ended or are wanted no more; with the last the request is forgotten."""
+        ingress = self._owners[request_id]
+        ingress.requests[request_id] -= ingress.requests[request_id] if choices is None else choices
+        if not ingress.requests[request_id]:
+            del self._owners[request_id], ingress.requests[request_id]
+            ingress.held.discard(request_id)
