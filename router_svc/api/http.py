@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from router_svc.api.admin import AdminBackend
-from router_svc.api.calls import ApiError, ChatCall
+from router_svc.api.calls import ApiError, ChatCall, shortened
 from router_svc.api.http_generate import ChatAnswering, CompletionAnswering
 from router_svc.api.openai_answers import STATUS, api_error_object, error_object
 from router_svc.api.openai_bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse
@@ -103,7 +103,7 @@ class HttpFace:
     def _check_model(self, name: str | None) -> None:
         served = self._service.info.name
         if name is not None and name != served:
-            raise HTTPException(404, f"model: found {name!r}, expected {served!r}")
+            raise HTTPException(404, f"model: found {shortened(repr(name))}, expected {served!r}")
 
     def _model_object(self) -> dict[str, Any]:
         info = self._service.info

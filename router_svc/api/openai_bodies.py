@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from router_svc.api.calls import ApiError, ChatMessage, SamplingFields, invalid
+from router_svc.api.calls import ApiError, ChatMessage, SamplingFields, invalid, template_options
 from router_svc.request import Code
 
 
@@ -148,11 +148,7 @@ class ChatBody(SamplingBody):
 
     def thinking(self) -> tuple[bool | None, dict[str, Any]]:
         """(enable_thinking or None, the other template options)."""
-        options = dict(self.chat_template_kwargs or {})
-        thinking = options.pop("enable_thinking", None)
-        if thinking is not None and not isinstance(thinking, bool):
-            raise invalid("chat_template_kwargs.enable_thinking", repr(thinking), "true or false")
-        return thinking, options
+        return template_options(self.chat_template_kwargs or {})
 
 
 class TokenizeBody(Body):
