@@ -92,13 +92,13 @@ class HttpFace:
             text = body.prompt
         else:
             raise ApiError(Code.INVALID_ARGUMENT, "prompt: missing, expected prompt or messages", "prompt")
-        ids = self._service.tokenize(text, special)
+        ids = await self._service.tokenize(text, special, "prompt")
         return JSONResponse({"count": len(ids), "max_model_len": self._service.limits.max_model_len, "tokens": ids})
 
     async def detokenize(self, request: Request) -> Response:
         body = parse(DetokenizeBody, await _body(request))
         self._check_model(body.model)
-        return JSONResponse({"prompt": self._service.detokenize(body.tokens)})
+        return JSONResponse({"prompt": await self._service.detokenize(body.tokens)})
 
     def _check_model(self, name: str | None) -> None:
         served = self._service.info.name

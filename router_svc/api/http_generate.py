@@ -51,7 +51,7 @@ class CompletionAnswering:
         echoes: dict[int, str] = {}
         if body.echo:
             for i, prompt in enumerate(prompts):
-                text = prompt if isinstance(prompt, str) else self._service.detokenize(prompt)
+                text = prompt if isinstance(prompt, str) else await self._service.detokenize(prompt)
                 echoes |= {i * choices + c: text for c in range(choices)}
         parts = _several([self._service.generate(call) for call in calls], choices)
         return await _respond(request, body, answer, parts, echoes)

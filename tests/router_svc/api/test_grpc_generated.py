@@ -53,12 +53,13 @@ _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_pen
 _WILD = {
     **dict.fromkeys(_NUMBERS, _DOUBLES),
     **dict.fromkeys(("top_k", "logprobs"), _INT32),
+    "max_tokens": st.one_of(st.integers(-(2**31), 0), st.integers(2048, 2**31 - 1)),
     "n": st.one_of(st.integers(-(2**31), 4), st.integers(65, 2**31 - 1)),
     "stop": st.lists(st.text(max_size=2000), max_size=20),
     "stop_token_ids": st.lists(_INT32, max_size=2),
 }
 _SAMPLING = st.builds(
-    lambda fields, tokens: pb.Sampling(max_tokens=tokens, **fields), _mixed(_SANE, _WILD), st.integers(-1, 12)
+    lambda fields, tokens: pb.Sampling(**{"max_tokens": tokens, **fields}), _mixed(_SANE, _WILD), st.integers(1, 12)
 )
 _AROUND = _mixed(
     {"request_id": st.text(max_size=20), "priority": _INT32, "timeout": st.floats(0.001, 5), "sampling": _SAMPLING},
@@ -68,21 +69,24 @@ _IDS = st.lists(st.one_of(st.integers(0, 511), st.integers(0, 511), _near(-1, 51
 _INPUT = st.one_of(
     _WORDS.map(lambda text: {"text": text}),
     _IDS.map(lambda ids: {"token_ids": pb.TokenIds(ids=ids)}),
+    _WORDS.map(lambda text: {"text": f"a{text}"}),
     st.just({}),
 )
 _GENERATE = st.builds(lambda given, around: pb.GenerateRequest(**given, **around), _INPUT, _AROUND)
 _ROLES = st.sampled_from(["user", "user", "assistant", "system", "developer", "tool"])
-_MESSAGE = st.builds(pb.ChatMessage, role=st.one_of(_ROLES, _ROLES, st.text(max_size=9)), content=_WORDS)
+_MESSAGE = st.builds(pb.ChatMessage, role=st.one_of(*[_ROLES] * 7, st.text(max_size=9)), content=_WORDS)
 _JSON = st.sampled_from(
-    ["", "", "", "{}", "[1]", "{", '{"enable_thinking": true}', '{"enable_thinking": "no"}', '{"messages": 3}', "[" * 200_000,
+    ["{}", "[1]", "{", '{"enable_thinking": true}', '{"enable_thinking": "no"}', '{"messages": 3}', "[" * 200_000,
      '{"tools": [{}]}', '{"add_generation_prompt": null}', '{"raise_exception": 1, "bos_token": {}}', '"\\ud800"',
      '{"bos_token": "\\ud800"}', '{"x": 1e999}', "9" * 5000],
 )  # fmt: skip
+_MESSAGES = st.one_of(*[st.lists(_MESSAGE, min_size=1, max_size=4)] * 7, st.just([]))
+_OPTIONS = st.one_of(*[st.just("")] * 4, _JSON)
 _CHAT = st.builds(
     lambda messages, thinking, options, around: pb.ChatRequest(
         messages=messages, enable_thinking=thinking, chat_template_kwargs=options, **around
     ),
-    st.lists(_MESSAGE, max_size=4), st.none() | st.booleans(), _JSON, _AROUND,
+    _MESSAGES, st.none() | st.booleans(), _OPTIONS, _AROUND,
 )  # fmt: skip
 
 
@@ -123,12 +127,16 @@ def test_generated_requests_get_documented_codes(server: RunningServer, request:
         (pb.ChatRequest(messages=[pb.ChatMessage(role="w" * 20_000, content="x")]), "messages[0].role"),
         (pb.ChatRequest(messages=[pb.ChatMessage(role="é" * 20_000, content="x")]), "messages[0].role"),
         (pb.GenerateRequest(text="a", request_id="é" * 257), "request_id"),
+        (pb.GenerateRequest(text="a " * 100_000), "prompt: found 200000 characters"),
+        (pb.GenerateRequest(text="a " * 50_000), "prompt: found 50001 tokens"),
+        (pb.TokenizeRequest(text="a" * 200_000), "text: found 200000 characters"),
+        (pb.DetokenizeRequest(token_ids=[5] * 200_000), "token_ids: found 200000 ids"),
     ],
 )
 def test_hostile_values_are_named(server: RunningServer, request_: Any, named: str) -> None:
     with grpc.insecure_channel(server.target) as channel:
         stub = rpc.InferenceStub(channel)
-        method = stub.Chat if isinstance(request_, pb.ChatRequest) else stub.Generate
+        method = getattr(stub, type(request_).__name__.removesuffix("Request"))
         code, details = outcome(lambda: method(request_))
     assert code == grpc.StatusCode.INVALID_ARGUMENT, details
     assert named in details
