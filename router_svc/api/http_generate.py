@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -12,9 +13,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from router_svc.api.calls import ApiError, ChatCall, Chunk, GenerateCall, invalid
+from router_svc.api.calls import ApiError, ChatCall, Chunk, GenerateCall, invalid, shortened
 from router_svc.api.openai_answers import Answer, api_error_object
-from router_svc.api.openai_bodies import ChatBody, CompletionBody, SamplingBody
+from router_svc.api.openai_bodies import Body, ChatBody, CompletionBody, SamplingBody
 from router_svc.api.service import Service
 from router_svc.request import Code
 
@@ -136,7 +137,7 @@ async def _respond(
         raise ApiError(
             Code.INVALID_ARGUMENT, "Last-Event-ID: found one, expected none: resuming is not available in this version"
         )
-    headers = _note_ignored(body)
+    headers = note_ignored(body)
     if body.stream:
         first = await anext(parts)  # a refusal must still get its own status
         usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -196,11 +197,12 @@ async def _until_disconnect(request: Request, parts: Parts) -> list[tuple[int, C
         await asyncio.gather(work, leave, return_exceptions=True)
 
 
-def _note_ignored(body: SamplingBody) -> dict[str, str]:
+def note_ignored(body: Body) -> dict[str, str]:
     """Name unknown fields in one warning, in the log and to the client."""
     ignored = body.ignored()
     if not ignored:
         return {}
-    names = ", ".join(ignored)
+    # The names are the caller's: only what a header line can hold, and no more than clients read.
+    names = re.sub(r'[^ -~]|["\\]', "?", shortened(", ".join(ignored)))
     log.warning("ignored unknown fields: %s", names)
-    return {"warning": f'299 tokenyard "ignored unknown fields: {names.encode("ascii", "replace").decode()}"'}
+    return {"warning": f'299 tokenyard "ignored unknown fields: {names}"'}

@@ -72,6 +72,14 @@ def test_tokenize_and_back(server: RunningServer) -> None:
         (b'{"prompt": "a", "best_of": 3}', "best_of"),
         (b'{"prompt": "a", "suffix": "b"}', "suffix"),
         (b'{"prompt": "a", "seed": 99999999999999999999}', "seed"),
+        (b'{"prompt": "a", "logit_bias": {"--5": 1}}', "logit_bias"),
+        (b'{"prompt": "a", "logit_bias": {" 5 ": 1}}', "logit_bias"),
+        (b'{"prompt": "a", "logit_bias": {"%s": 1}}' % (b"9" * 5000), "logit_bias"),
+        (b'{"prompt": "a", "tools": [{}]}', "tools"),
+        (b'{"prompt": "a", "tool_choice": "required"}', "tool_choice"),
+        (b'{"prompt": "a", "response_format": {"type": "json_schema"}}', "response_format"),
+        (b'{"prompt": "a", "resume_from": 3}', "resume_from"),
+        (b'{"prompt": "a", "stream_options": {"include_usage": true}}', "stream_options"),
     ],
 )
 def test_bad_bodies_get_one_line(server: RunningServer, body: bytes, named: str) -> None:
@@ -94,6 +102,20 @@ def test_unknown_fields_are_ignored_and_named(server: RunningServer) -> None:
     status, _, headers = post(server, "/v1/completions", {"prompt": "a", "max_tokens": 1, "colour": "red", "size": 2})
     assert status == 200
     assert "colour, size" in headers["warning"]
+    chat = {"messages": [{"role": "user", "content": "a", "name": "n"}], "max_tokens": 1, "stream": True}
+    _, _, headers = post(server, "/v1/chat/completions", chat | {"stream_options": {"every": 1}})
+    assert "messages.name, stream_options.every" in headers["warning"]
+    for path, body in (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [5]})):
+        assert "colour" in post(server, path, body | {"colour": 1})[2]["warning"]
+
+
+@pytest.mark.parametrize("name", ["a\r\nx-evil: 1", '\x00é"\\', "k" * 100_000])
+def test_hostile_field_names_stay_inside_the_warning(server: RunningServer, name: str) -> None:
+    status, _, headers = post(server, "/v1/completions", {"prompt": "a", "max_tokens": 1, name: 1})
+    assert status == 200
+    assert headers["warning"].isascii()
+    assert headers["warning"].count('"') == 2
+    assert "x-evil" not in headers
 
 
 def test_body_over_the_limit(server: RunningServer) -> None:
