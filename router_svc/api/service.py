@@ -174,6 +174,7 @@ class Service:
             n=call.sampling.n or 1,
             priority=call.priority,
             deadline=call.timeout,
+            attempt=secrets.randbits(62),  # events of a cancelled call with the same id are not this one's
         )
 
 

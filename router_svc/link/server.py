@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from router_svc.link.codec import BadFrame, frame, pack_event, read_frame, unpack_message
 from router_svc.request import Cancel, Code, EngineRequest, Event, FailedEvent, Hold, Message, TokenEvent
@@ -12,12 +13,20 @@ log = logging.getLogger(__name__)
 _UNREAD_LIMIT = 4 << 20  # bytes; an ingress that leaves more unread has its requests held
 
 
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A request's attempt and its choices that have not ended."""
+
+    attempt: int
+    choices: set[int]
+
+
 class _Ingress:
-    """One connection and the requests that came over it: the choices still open of each, and which its reader holds."""
+    """One connection and the requests that came over it: what is still open of each, and which its reader holds."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self.writer = writer
-        self.requests: dict[str, set[int]] = {}
+        self.requests: dict[str, _Open] = {}
         self.held: set[str] = set()
         self.draining: asyncio.Task[None] | None = None
 
@@ -66,7 +75,7 @@ class LinkServer:
                 ingress.writer.write(frame([pack_event(refusal)]))
                 return
             self._owners[message.request_id] = ingress
-            ingress.requests[message.request_id] = set(range(message.n))
+            ingress.requests[message.request_id] = _Open(message.attempt, set(range(message.n)))
         elif message.request_id not in ingress.requests:
             return  # it ended meanwhile, or is another ingress's
         elif isinstance(message, Cancel):
@@ -83,7 +92,7 @@ class LinkServer:
         frames: dict[_Ingress, list[list[object]]] = {}
         for event in events:
             ingress = self._owners.get(event.request_id)
-            if ingress is None:
+            if ingress is None or event.attempt != ingress.requests[event.request_id].attempt:
                 continue
             frames.setdefault(ingress, []).append(pack_event(event))
             if isinstance(event, FailedEvent):
@@ -112,7 +121,8 @@ class LinkServer:
     def _close_choices(self, request_id: str, choices: set[int] | None) -> None:
         """These choices (None = all) have ended or are wanted no more; with the last the request is forgotten."""
         ingress = self._owners[request_id]
-        ingress.requests[request_id] -= ingress.requests[request_id] if choices is None else choices
-        if not ingress.requests[request_id]:
+        still_open = ingress.requests[request_id].choices
+        still_open -= still_open.copy() if choices is None else choices
+        if not still_open:
             del self._owners[request_id], ingress.requests[request_id]
             ingress.held.discard(request_id)
