@@ -65,6 +65,15 @@ def test_any_ids_stream_to_the_whole(demo: Tokenizer, hunyuan: Tokenizer, ids: l
         assert "".join(stream.add((token,)) for token in ids) + stream.finish() == tokenizer.decode(ids)
 
 
+@pytest.mark.parametrize("text", [b"\x80" * 200, b"\xe2" * 199 + b"\x82\xac!", b"a" + b"\xf0\x9f" * 90, b"\xff" * 64])
+def test_endless_broken_bytes_are_told_as_they_come(hunyuan: Tokenizer, text: bytes) -> None:
+    stream, parts = Detokenizer(hunyuan), []
+    for token in text:  # the first 256 ids are the bytes
+        parts.append(stream.add((token,)))
+        assert len(stream._ids) - stream._told <= 32
+    assert "".join(parts) + stream.finish() == hunyuan.decode(list(text))
+
+
 def test_sentencepiece_spaces_and_bos(pieces: Tokenizer) -> None:
     ids = pieces.encode("the cat sat", add_special_tokens=True)
     assert ids[0] == 1
