@@ -5,10 +5,10 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -21,6 +21,7 @@ from router_svc.request import Code
 
 log = logging.getLogger(__name__)
 _MAX_PROMPTS = 64
+T = TypeVar("T")
 Parts = AsyncGenerator[tuple[int, Chunk], None]  # (prompt number, chunk with its choice's number in the answer)
 
 
@@ -101,15 +102,15 @@ async def _several(streams: list[AsyncGenerator[Chunk, None]], choices: int) -> 
             async for chunk in only:
                 yield 0, chunk
         return
-    queue: asyncio.Queue[tuple[int, Chunk | ApiError | None]] = asyncio.Queue(maxsize=64)
+    queue: asyncio.Queue[tuple[int, Chunk | Exception | None]] = asyncio.Queue(maxsize=64)
 
     async def pump(number: int, stream: AsyncGenerator[Chunk, None]) -> None:
-        end: ApiError | None = None
+        end: Exception | None = None
         try:
             async with aclosing(stream) as chunks:
                 async for chunk in chunks:
                     await queue.put((number, replace(chunk, choice=number * choices + chunk.choice)))
-        except ApiError as error:
+        except Exception as error:  # raised again by the reader, which would wait for ever otherwise
             end = error
         await queue.put((number, end))
 
@@ -118,7 +119,7 @@ async def _several(streams: list[AsyncGenerator[Chunk, None]], choices: int) -> 
         left = len(tasks)
         while left:
             number, item = await queue.get()
-            if isinstance(item, ApiError):
+            if isinstance(item, Exception):
                 raise item
             if item is None:
                 left -= 1
@@ -139,13 +140,13 @@ async def _respond(
         )
     headers = note_ignored(body)
     if body.stream:
-        first = await anext(parts)  # a refusal must still get its own status
+        first = await _unless_gone(request, _first(parts))  # a refusal must still get its own status
         usage = bool(body.stream_options and body.stream_options.include_usage)
         events = _events(first, parts, answer, echoes, usage)
         return StreamingResponse(
             events, media_type="text/event-stream", headers=headers | {"cache-control": "no-store"}
         )
-    collected = await _until_disconnect(request, parts)
+    collected = await _unless_gone(request, _all(parts))
     return JSONResponse(answer.whole(collected, echoes), headers=headers)
 
 
@@ -174,18 +175,29 @@ def _sse(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def _until_disconnect(request: Request, parts: Parts) -> list[tuple[int, Chunk]]:
-    """All chunks; if the client goes away first, the work is ended."""
+async def _first(parts: Parts) -> tuple[int, Chunk]:
+    """The first chunk; breaking off ends the work."""
+    try:
+        return await anext(parts)
+    except asyncio.CancelledError:
+        await parts.aclose()
+        raise
 
-    async def collect() -> list[tuple[int, Chunk]]:
-        async with aclosing(parts):
-            return [part async for part in parts]
+
+async def _all(parts: Parts) -> list[tuple[int, Chunk]]:
+    """All chunks; breaking off ends the work."""
+    async with aclosing(parts):
+        return [part async for part in parts]
+
+
+async def _unless_gone(request: Request, wanted: Coroutine[Any, Any, T]) -> T:
+    """What `wanted` gives; if the client goes away first, it is broken off."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             continue
 
-    work, leave = asyncio.create_task(collect()), asyncio.create_task(gone())
+    work, leave = asyncio.create_task(wanted), asyncio.create_task(gone())
     try:
         await asyncio.wait([work, leave], return_when=asyncio.FIRST_COMPLETED)
         if not work.done():

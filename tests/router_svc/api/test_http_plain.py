@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+from collections.abc import AsyncGenerator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,7 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from router_svc.api.calls import Chunk
 from router_svc.api.http import BODY_LIMIT
+from router_svc.api.http_generate import _several
+from router_svc.client import Client
 from tests.server import RunningServer, one_process
 
 
@@ -141,6 +145,39 @@ def test_disconnect_ends_the_work(server: RunningServer) -> None:
             if stream:
                 wire.recv(100)
         server.quiet()
+
+
+def test_a_stream_that_waits_is_dropped_when_its_client_goes() -> None:
+    with one_process(max_num_seqs=1) as small, Client(small.target) as client:
+        first = client.generate_stream("Once", max_tokens=1900, ignore_eos=True)
+        next(first)
+        for stream in (True, False):
+            place = urlsplit(small.url)
+            waiting = http.client.HTTPConnection(place.netloc, timeout=30)
+            body = json.dumps({"prompt": "Once", "max_tokens": 1800, "ignore_eos": True, "stream": stream})
+            waiting.request("POST", "/v1/completions", body)
+            small.until(lambda stats: stats.waiting == 1)
+            waiting.close()
+            small.until(lambda stats: stats.waiting == 0)
+            assert small.stats().running == 1
+        first.close()  # type: ignore[attr-defined]
+        small.quiet()
+
+
+async def test_a_bug_in_one_of_several_prompts_ends_the_answer() -> None:
+    async def good() -> AsyncGenerator[Chunk, None]:
+        yield Chunk(0, 0, "a")
+
+    async def bad() -> AsyncGenerator[Chunk, None]:
+        yield Chunk(0, 0, "b")
+        raise ZeroDivisionError
+
+    async def read() -> None:
+        async for _ in _several([good(), bad()], 1):
+            continue
+
+    with pytest.raises(ZeroDivisionError):
+        await read()
 
 
 def test_full_queue_is_429_with_a_hint() -> None:
