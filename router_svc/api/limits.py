@@ -136,8 +136,13 @@ def _check_number(name: str, value: float | None, low: float, high: float, open_
     if value is None:
         return
     if math.isnan(value) or value > high or value < low or (open_low and value == low):
-        bounds = f"above {low:g} and at most {high:g}" if open_low else f"from {low:g} to {high:g}"
-        raise invalid(name, f"{value:g}" if isinstance(value, float) else str(value), f"a number {bounds}")
+        least, most = _shown(low), _shown(high)
+        bounds = f"above {least} and at most {most}" if open_low else f"from {least} to {most}"
+        raise invalid(name, _shown(value), f"a number {bounds}")
+
+
+def _shown(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _check_ids(name: str, ids: tuple[int, ...], limits: ServiceLimits) -> None:
