@@ -49,7 +49,8 @@ class Sampling:
 class EngineRequest:
     """One request as an attention rank takes it. n choices share the prompt.
 
-    attempt counts resubmissions by the ingress; deadline is in seconds from arrival, None = none;
+    attempt tells submissions with the same request_id apart, be they retries or resubmissions;
+    deadline is in seconds from arrival, None = none;
     priority: lower first. prompt_ids: at least one id, all inside the vocabulary (checked by the ingress).
     """
 

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from cluster.config import ServeConfig
 from cluster.inprocess import LocalServer
 from cluster.plan import make_plan
 from router_svc.demo_model.path import checkpoint_path
+from router_svc.engine.step_loop import EngineStats
 
 
 class RunningServer:
@@ -29,20 +30,21 @@ class RunningServer:
         """Run a coroutine in the server's loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
-    def stats(self) -> Any:
+    def stats(self) -> EngineStats:
         """The engine's."""
         assert self.server.rank is not None
         return self.server.rank.engine.stats()
 
     def quiet(self, timeout: float = 5.0) -> None:
         """Wait until nothing runs and no block is held; fails otherwise."""
-        until = time.monotonic() + timeout
-        while time.monotonic() < until:
-            stats = self.stats()
-            if not (stats.running or stats.waiting or stats.kv_blocks_held):
-                return
+        self.until(lambda stats: not (stats.running or stats.waiting or stats.kv_blocks_held), timeout)
+
+    def until(self, seen: Callable[[EngineStats], bool], timeout: float = 5.0) -> None:
+        """Wait until the engine's stats are as wished; fails otherwise."""
+        end = time.monotonic() + timeout
+        while not seen(self.stats()):
+            assert time.monotonic() < end, f"still {self.stats()}"
             time.sleep(0.01)
-        raise AssertionError(f"still busy: {self.stats()}")
 
 
 @contextmanager

@@ -10,10 +10,16 @@ import typer
 from experts.errors import UserError
 
 Target = Annotated[str, typer.Option("--target", metavar="HOST:PORT", help="The server.")]
-MaxTokens = Annotated[Optional[int], typer.Option("--max-tokens", metavar="N", help="At most so many new tokens.")]  # noqa: UP045
+MaxTokens = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--max-tokens", metavar="N", help="At most so many new tokens.", min=1, max=2**31 - 1),
+]
 Temperature = Annotated[Optional[float], typer.Option("--temperature", metavar="T", help="0 = greedy.")]  # noqa: UP045
 TopP = Annotated[Optional[float], typer.Option("--top-p", metavar="P", help="Nucleus sampling.")]  # noqa: UP045
-Seed = Annotated[Optional[int], typer.Option("--seed", metavar="S", help="The same seed draws the same tokens.")]  # noqa: UP045
+Seed = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--seed", metavar="S", help="The same seed draws the same tokens.", min=-(2**63), max=2**63 - 1),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
 
@@ -27,7 +33,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Complete a prompt, streamed to the terminal."""
-    text = read_stdin() if prompt == "-" else prompt
+    text = read_stdin() if prompt == "-" else checked(prompt, "PROMPT")
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     with connect(target) as client, told():
         if as_json:
@@ -42,10 +48,19 @@ def generate(
 
 def connect(target: str) -> Any:
     """A client for HOST:PORT. Raises UserError for another form."""
-    host, colon, port = target.rpartition(":")
+    host, colon, port = checked(target, "--target").rpartition(":")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
         raise UserError(repr(target), "HOST:PORT", "--target")
     return importlib.import_module("router_svc.client").Client(target)
+
+
+def checked(text: str, where: str) -> str:
+    """A text of the command line. Raises UserError where its bytes were no UTF-8, which Python takes in as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"invalid UTF-8 at character {error.start}", "UTF-8 text", where) from None
+    return text
 
 
 def read_stdin() -> str:

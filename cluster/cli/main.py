@@ -69,3 +69,7 @@ def _check_names() -> None:
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
         if origin is not None and home not in origin.parents:
             _end(f"package {name}: found one at {origin}, expected tokenyard's in {home}", 2)
+
+
+if __name__ == "__main__":  # python -m cluster.cli.main
+    main()

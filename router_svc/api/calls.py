@@ -1,25 +1,49 @@
 """Calls and answers of the front door as data; the gRPC and HTTP faces translate to and from these."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from router_svc.request import Code, Timings, TokenLogprob
 
+_LONGEST_MESSAGE = 1000  # characters; a gRPC client drops trailers over 8 to 16 KB, and with them the code
+_LONGEST_FOUND = 200  # characters of what a caller sent
+
 
 class ApiError(Exception):
-    """A call that ends without (the rest of) an answer. param: the field at fault; retry_after in seconds."""
+    """A call that ends without (the rest of) an answer. param: the field at fault; retry_after in seconds.
+
+    A message is cut to what any client takes: it may quote what the caller sent.
+    """
 
     def __init__(self, code: Code, message: str, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.code = code
-        self.message = message
+        self.message = shortened(message, _LONGEST_MESSAGE)
         self.param = param
         self.retry_after = retry_after
 
 
 def invalid(param: str, found: str, expected: str) -> ApiError:
     """The error for a field that is out of bounds."""
+    found = shortened(found, _LONGEST_FOUND)
     return ApiError(Code.INVALID_ARGUMENT, f"{param}: found {found}, expected {expected}", param)
+
+
+def shortened(text: str, limit: int = _LONGEST_FOUND) -> str:
+    """The text, with an ellipsis where it has more than `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def template_options(given: Mapping[str, Any]) -> tuple[bool | None, dict[str, Any]]:
+    """(enable_thinking or None, the other options) of a chat_template_kwargs. Raises ApiError."""
+    options = dict(given)
+    thinking = options.pop("enable_thinking", None)
+    if thinking is not None and not isinstance(thinking, bool):
+        raise invalid("chat_template_kwargs.enable_thinking", repr(thinking), "true or false")
+    if "messages" in options:
+        raise invalid("chat_template_kwargs.messages", "a value", "unset: the call's own messages are used")
+    return thinking, options
 
 
 @dataclass(frozen=True, slots=True)

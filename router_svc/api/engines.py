@@ -23,14 +23,14 @@ class EventStream:
         self._events: deque[Event] = deque()
         self._ready = asyncio.Event()
         self._next_index = [0] * request.n
-        self._open_choices = request.n
+        self._open = set(range(request.n))
         self._failed = False
         self._held = False
 
     @property
     def over(self) -> bool:
         """Whether no event can come any more (some may still be unread)."""
-        return self._failed or self._open_choices == 0
+        return self._failed or not self._open
 
     def feed(self, event: Event) -> None:
         """Take an event from the engine's side (in the event loop)."""
@@ -39,10 +39,11 @@ class EventStream:
         if isinstance(event, FailedEvent):
             self._failed = True
         else:
-            if event.index != self._next_index[event.choice]:
+            if event.choice not in self._open or event.index != self._next_index[event.choice]:
                 return
             self._next_index[event.choice] += len(event.token_ids)
-            self._open_choices -= event.finish_reason is not None
+            if event.finish_reason is not None:
+                self._open.remove(event.choice)
         self._events.append(event)
         self._ready.set()
         if not self._held and len(self._events) > HOLD_ABOVE and not self.over:
@@ -72,14 +73,13 @@ class EventStream:
 
     def cancel(self, choice: int | None = None) -> None:
         """Want no more of one choice or of all; events that are under way are dropped."""
-        if self.over or (choice is not None and self._next_index[choice] < 0):
-            return
-        if choice is None or self._open_choices == 1:
+        if self.over or (choice is not None and choice not in self._open):
+            return  # a choice may have ended while its reader was behind; the others go on
+        if choice is None or len(self._open) == 1:
             self._failed = True
             self._post(Cancel(self.request.request_id))
         else:
-            self._next_index[choice] = -1  # no event has this index
-            self._open_choices -= 1
+            self._open.remove(choice)
             self._post(Cancel(self.request.request_id, choice))
         self._ready.set()
 

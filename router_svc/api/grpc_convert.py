@@ -1,10 +1,20 @@
 """Between protobuf messages and the service's calls and chunks."""
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
-from router_svc.api.calls import ChatCall, ChatMessage, Chunk, GenerateCall, ModelInfo, SamplingFields, invalid
+from pydantic_core import from_json
+
+from router_svc.api.calls import (
+    ChatCall,
+    ChatMessage,
+    Chunk,
+    GenerateCall,
+    ModelInfo,
+    SamplingFields,
+    invalid,
+    template_options,
+)
 from router_svc.api.choice import logprob_texts
 from router_svc.proto import tokenyard_pb2 as pb
 from router_svc.request import TokenLogprob
@@ -37,15 +47,16 @@ def chat_call(request: pb.ChatRequest, remaining: float | None) -> ChatCall:
     options: Any = {}
     if request.chat_template_kwargs:
         try:
-            options = json.loads(request.chat_template_kwargs)
+            options = from_json(request.chat_template_kwargs)  # bounds its depth and takes no lone surrogates
         except ValueError:
             options = None
         if not isinstance(options, dict):
             raise invalid("chat_template_kwargs", repr(request.chat_template_kwargs[:80]), "a JSON object")
+    thinking, options = template_options(options)
     return ChatCall(
         messages=tuple(ChatMessage(m.role, m.content) for m in request.messages),
         sampling=_sampling(request.sampling),
-        enable_thinking=request.enable_thinking if request.HasField("enable_thinking") else None,
+        enable_thinking=request.enable_thinking if request.HasField("enable_thinking") else thinking,
         template_options=options,
         request_id=request.request_id,
         priority=request.priority,

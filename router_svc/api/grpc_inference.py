@@ -66,14 +66,14 @@ class InferenceServicer(rpc.InferenceServicer):
     @guarded
     async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
         special = request.add_special_tokens if request.HasField("add_special_tokens") else True
-        ids = self._service.tokenize(request.text, special)
+        ids = await self._service.tokenize(request.text, special)
         return pb.TokenizeResponse(token_ids=ids, max_model_len=self._service.limits.max_model_len)
 
     @guarded
     async def Detokenize(
         self, request: pb.DetokenizeRequest, context: grpc.aio.ServicerContext
     ) -> pb.DetokenizeResponse:
-        return pb.DetokenizeResponse(text=self._service.detokenize(tuple(request.token_ids)))
+        return pb.DetokenizeResponse(text=await self._service.detokenize(tuple(request.token_ids)))
 
     @guarded
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: grpc.aio.ServicerContext) -> pb.ModelInfo:

@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from router_svc.api.admin import AdminBackend
-from router_svc.api.calls import ApiError, ChatCall
-from router_svc.api.http_generate import ChatAnswering, CompletionAnswering
+from router_svc.api.calls import ApiError, ChatCall, shortened
+from router_svc.api.http_generate import ChatAnswering, CompletionAnswering, note_ignored
 from router_svc.api.openai_answers import STATUS, api_error_object, error_object
 from router_svc.api.openai_bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse
 from router_svc.api.service import Service
@@ -92,18 +92,21 @@ class HttpFace:
             text = body.prompt
         else:
             raise ApiError(Code.INVALID_ARGUMENT, "prompt: missing, expected prompt or messages", "prompt")
-        ids = self._service.tokenize(text, special)
-        return JSONResponse({"count": len(ids), "max_model_len": self._service.limits.max_model_len, "tokens": ids})
+        ids = await self._service.tokenize(text, special, "prompt")
+        return JSONResponse(
+            {"count": len(ids), "max_model_len": self._service.limits.max_model_len, "tokens": ids},
+            headers=note_ignored(body),
+        )
 
     async def detokenize(self, request: Request) -> Response:
         body = parse(DetokenizeBody, await _body(request))
         self._check_model(body.model)
-        return JSONResponse({"prompt": self._service.detokenize(body.tokens)})
+        return JSONResponse({"prompt": await self._service.detokenize(body.tokens)}, headers=note_ignored(body))
 
     def _check_model(self, name: str | None) -> None:
         served = self._service.info.name
         if name is not None and name != served:
-            raise HTTPException(404, f"model: found {name!r}, expected {served!r}")
+            raise HTTPException(404, f"model: found {shortened(repr(name))}, expected {served!r}")
 
     def _model_object(self) -> dict[str, Any]:
         info = self._service.info

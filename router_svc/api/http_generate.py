@@ -3,23 +3,25 @@
 import asyncio
 import json
 import logging
+import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from router_svc.api.calls import ApiError, ChatCall, Chunk, GenerateCall, invalid
+from router_svc.api.calls import ApiError, ChatCall, Chunk, GenerateCall, invalid, shortened
 from router_svc.api.openai_answers import Answer, api_error_object
-from router_svc.api.openai_bodies import ChatBody, CompletionBody, SamplingBody
+from router_svc.api.openai_bodies import Body, ChatBody, CompletionBody, SamplingBody
 from router_svc.api.service import Service
 from router_svc.request import Code
 
 log = logging.getLogger(__name__)
 _MAX_PROMPTS = 64
+T = TypeVar("T")
 Parts = AsyncGenerator[tuple[int, Chunk], None]  # (prompt number, chunk with its choice's number in the answer)
 
 
@@ -51,7 +53,7 @@ class CompletionAnswering:
         echoes: dict[int, str] = {}
         if body.echo:
             for i, prompt in enumerate(prompts):
-                text = prompt if isinstance(prompt, str) else self._service.detokenize(prompt)
+                text = prompt if isinstance(prompt, str) else await self._service.detokenize(prompt)
                 echoes |= {i * choices + c: text for c in range(choices)}
         parts = _several([self._service.generate(call) for call in calls], choices)
         return await _respond(request, body, answer, parts, echoes)
@@ -100,15 +102,15 @@ async def _several(streams: list[AsyncGenerator[Chunk, None]], choices: int) -> 
             async for chunk in only:
                 yield 0, chunk
         return
-    queue: asyncio.Queue[tuple[int, Chunk | ApiError | None]] = asyncio.Queue(maxsize=64)
+    queue: asyncio.Queue[tuple[int, Chunk | Exception | None]] = asyncio.Queue(maxsize=64)
 
     async def pump(number: int, stream: AsyncGenerator[Chunk, None]) -> None:
-        end: ApiError | None = None
+        end: Exception | None = None
         try:
             async with aclosing(stream) as chunks:
                 async for chunk in chunks:
                     await queue.put((number, replace(chunk, choice=number * choices + chunk.choice)))
-        except ApiError as error:
+        except Exception as error:  # raised again by the reader, which would wait for ever otherwise
             end = error
         await queue.put((number, end))
 
@@ -117,7 +119,7 @@ async def _several(streams: list[AsyncGenerator[Chunk, None]], choices: int) -> 
         left = len(tasks)
         while left:
             number, item = await queue.get()
-            if isinstance(item, ApiError):
+            if isinstance(item, Exception):
                 raise item
             if item is None:
                 left -= 1
@@ -136,15 +138,15 @@ async def _respond(
         raise ApiError(
             Code.INVALID_ARGUMENT, "Last-Event-ID: found one, expected none: resuming is not available in this version"
         )
-    headers = _note_ignored(body)
+    headers = note_ignored(body)
     if body.stream:
-        first = await anext(parts)  # a refusal must still get its own status
+        first = await _unless_gone(request, _first(parts))  # a refusal must still get its own status
         usage = bool(body.stream_options and body.stream_options.include_usage)
         events = _events(first, parts, answer, echoes, usage)
         return StreamingResponse(
             events, media_type="text/event-stream", headers=headers | {"cache-control": "no-store"}
         )
-    collected = await _until_disconnect(request, parts)
+    collected = await _unless_gone(request, _all(parts))
     return JSONResponse(answer.whole(collected, echoes), headers=headers)
 
 
@@ -173,18 +175,29 @@ def _sse(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def _until_disconnect(request: Request, parts: Parts) -> list[tuple[int, Chunk]]:
-    """All chunks; if the client goes away first, the work is ended."""
+async def _first(parts: Parts) -> tuple[int, Chunk]:
+    """The first chunk; breaking off ends the work."""
+    try:
+        return await anext(parts)
+    except asyncio.CancelledError:
+        await parts.aclose()
+        raise
 
-    async def collect() -> list[tuple[int, Chunk]]:
-        async with aclosing(parts):
-            return [part async for part in parts]
+
+async def _all(parts: Parts) -> list[tuple[int, Chunk]]:
+    """All chunks; breaking off ends the work."""
+    async with aclosing(parts):
+        return [part async for part in parts]
+
+
+async def _unless_gone(request: Request, wanted: Coroutine[Any, Any, T]) -> T:
+    """What `wanted` gives; if the client goes away first, it is broken off."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             continue
 
-    work, leave = asyncio.create_task(collect()), asyncio.create_task(gone())
+    work, leave = asyncio.create_task(wanted), asyncio.create_task(gone())
     try:
         await asyncio.wait([work, leave], return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
@@ -196,11 +209,12 @@ async def _until_disconnect(request: Request, parts: Parts) -> list[tuple[int, C
         await asyncio.gather(work, leave, return_exceptions=True)
 
 
-def _note_ignored(body: SamplingBody) -> dict[str, str]:
+def note_ignored(body: Body) -> dict[str, str]:
     """Name unknown fields in one warning, in the log and to the client."""
     ignored = body.ignored()
     if not ignored:
         return {}
-    names = ", ".join(ignored)
+    # The names are the caller's: only what a header line can hold, and no more than clients read.
+    names = re.sub(r'[^ -~]|["\\]', "?", shortened(", ".join(ignored)))
     log.warning("ignored unknown fields: %s", names)
-    return {"warning": f'299 tokenyard "ignored unknown fields: {names.encode("ascii", "replace").decode()}"'}
+    return {"warning": f'299 tokenyard "ignored unknown fields: {names}"'}

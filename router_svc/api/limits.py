@@ -27,6 +27,11 @@ class ServiceLimits:
     max_request_id: int = 256  # characters
     max_timeout: float = 86400.0  # s
 
+    @property
+    def max_text(self) -> int:
+        """Characters of a text, and ids of a list, that are looked at: far more than any prompt that fits has."""
+        return max(65536, 64 * self.max_model_len)
+
 
 def check_prompt(ids: list[int] | tuple[int, ...], limits: ServiceLimits, param: str) -> None:
     """Raise ApiError unless the prompt has tokens, all in the vocabulary, and leaves room for one more."""
@@ -39,6 +44,12 @@ def check_prompt(ids: list[int] | tuple[int, ...], limits: ServiceLimits, param:
     for token in ids:
         if not 0 <= token < limits.vocab_size:
             raise invalid(param, f"token id {token}", f"ids from 0 to {limits.vocab_size - 1}")
+
+
+def check_size(size: int, unit: str, limits: ServiceLimits, param: str) -> None:
+    """Raise ApiError for a text or list of ids so long that reading it would only cost time."""
+    if size > limits.max_text:
+        raise invalid(param, f"{size} {unit}", f"at most {limits.max_text} (max_model_len {limits.max_model_len})")
 
 
 def check_call(request_id: str, priority: int, timeout: float | None, limits: ServiceLimits) -> None:
@@ -125,8 +136,13 @@ def _check_number(name: str, value: float | None, low: float, high: float, open_
     if value is None:
         return
     if math.isnan(value) or value > high or value < low or (open_low and value == low):
-        bounds = f"above {low:g} and at most {high:g}" if open_low else f"from {low:g} to {high:g}"
-        raise invalid(name, f"{value:g}" if isinstance(value, float) else str(value), f"a number {bounds}")
+        least, most = _shown(low), _shown(high)
+        bounds = f"above {least} and at most {most}" if open_low else f"from {least} to {most}"
+        raise invalid(name, _shown(value), f"a number {bounds}")
+
+
+def _shown(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _check_ids(name: str, ids: tuple[int, ...], limits: ServiceLimits) -> None:

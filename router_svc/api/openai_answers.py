@@ -151,9 +151,13 @@ class Answer:
         for entry in entries:
             if entry is None:
                 continue
-            text, top = logprob_texts(self.tokenizer, entry)
-            content.append(_entry(text, entry.logprob) | {"top_logprobs": [_entry(words, p) for words, p in top]})
+            top = [self._entry(token, logprob) for token, logprob in entry.top]
+            content.append(self._entry(entry.token_id, entry.logprob) | {"top_logprobs": top})
         return {"content": content}
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        text, raw = self.tokenizer.token_text(token), self.tokenizer.token_bytes(token)
+        return {"token": text, "logprob": logprob, "bytes": list(raw)}
 
     def _text_logprobs(self, choice: int, entries: list[TokenLogprob | None], ids: list[int]) -> dict[str, Any]:
         tokens, values, tops, offsets = [], [], [], []
@@ -164,10 +168,6 @@ class Answer:
             values.append(None if entry is None else entry.logprob)
             tops.append(None if entry is None else dict(logprob_texts(self.tokenizer, entry)[1]))
             offsets.append(at)
-            at += len(text)
+            at += sum(byte & 0xC0 != 0x80 for byte in self.tokenizer.token_bytes(token))  # characters that begin here
         self.offsets[choice] = at
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
-
-
-def _entry(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}

@@ -7,8 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from router_svc.api.calls import ApiError, ChatMessage, SamplingFields, invalid
+from router_svc.api.calls import ApiError, ChatMessage, SamplingFields, invalid, template_options
 from router_svc.request import Code
+
+_DIGITS = 10  # of a token id
 
 
 class Body(BaseModel):
@@ -17,8 +19,14 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     def ignored(self) -> list[str]:
-        """Unknown fields that came with a value."""
-        return sorted(k for k, v in (self.model_extra or {}).items() if v is not None)
+        """Unknown fields that came with a value, those of the bodies inside as messages.name."""
+        found = {name for name, value in (self.model_extra or {}).items() if value is not None}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for inner in value if isinstance(value, list) else [value]:
+                if isinstance(inner, Body):
+                    found |= {f"{name}.{unknown}" for unknown in inner.ignored()}
+        return sorted(found)
 
 
 class StreamOptions(Body):
@@ -54,6 +62,30 @@ class SamplingBody(Body):
     return_token_ids: bool | None = None
     priority: int | None = None
     request_id: str | None = None
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    functions: list[Any] | None = None
+    resume_from: int | None = None
+
+    def refuse_unbuilt(self) -> None:
+        """Raise ApiError for what this version does not do."""
+        for name in ("tools", "functions"):
+            if getattr(self, name):
+                raise invalid(
+                    name, f"{len(getattr(self, name))} of them", f"unset: {name} are not available in this version"
+                )
+        if self.tool_choice not in (None, "none", "auto"):
+            raise invalid("tool_choice", repr(self.tool_choice), "none: tools are not available in this version")
+        kind = (self.response_format or {}).get("type", "text")
+        if kind != "text":
+            raise invalid(
+                "response_format", f"type {kind!r}", "type 'text': structured output is not available in this version"
+            )
+        if self.resume_from is not None:
+            raise invalid("resume_from", str(self.resume_from), "unset: resuming is not available in this version")
+        if self.stream_options is not None and not self.stream:
+            raise invalid("stream_options", "options", "stream true beside them")
 
     def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingFields:
         """The fields as the service takes them."""
@@ -87,7 +119,7 @@ class CompletionBody(SamplingBody):
     suffix: str | None = None
 
     def refuse_unbuilt(self) -> None:
-        """Raise ApiError for what this version does not do."""
+        super().refuse_unbuilt()
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise invalid("best_of", str(self.best_of), "unset: best_of is not available")
         if self.suffix:
@@ -120,25 +152,9 @@ class ChatBody(SamplingBody):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[Any] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
-    functions: list[Any] | None = None
 
     def refuse_unbuilt(self) -> None:
-        """Raise ApiError for what this version does not do."""
-        for name in ("tools", "functions"):
-            if getattr(self, name):
-                raise invalid(
-                    name, f"{len(getattr(self, name))} of them", f"unset: {name} are not available in this version"
-                )
-        if self.tool_choice not in (None, "none", "auto"):
-            raise invalid("tool_choice", repr(self.tool_choice), "none: tools are not available in this version")
-        kind = (self.response_format or {}).get("type", "text")
-        if kind != "text":
-            raise invalid(
-                "response_format", f"type {kind!r}", "type 'text': structured output is not available in this version"
-            )
+        super().refuse_unbuilt()
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid("top_logprobs", str(self.top_logprobs), "logprobs true beside it")
 
@@ -148,11 +164,7 @@ class ChatBody(SamplingBody):
 
     def thinking(self) -> tuple[bool | None, dict[str, Any]]:
         """(enable_thinking or None, the other template options)."""
-        options = dict(self.chat_template_kwargs or {})
-        thinking = options.pop("enable_thinking", None)
-        if thinking is not None and not isinstance(thinking, bool):
-            raise invalid("chat_template_kwargs.enable_thinking", repr(thinking), "true or false")
-        return thinking, options
+        return template_options(self.chat_template_kwargs or {})
 
 
 class TokenizeBody(Body):
@@ -207,8 +219,7 @@ def _flat(message: MessageBody, number: int) -> str:
 
 
 def _biases(table: dict[str, float]) -> tuple[tuple[int, float], ...]:
-    try:
-        return tuple((int(token), bias) for token, bias in table.items())
-    except ValueError:
-        bad = next(token for token in table if not token.lstrip("-").isdecimal())
-        raise invalid("logit_bias", f"key {bad!r}", "token ids") from None
+    for token in table:
+        if not (token.isascii() and token.isdecimal() and len(token) <= _DIGITS):
+            raise invalid("logit_bias", f"key {token!r}", "token ids")
+    return tuple((int(token), bias) for token, bias in table.items())

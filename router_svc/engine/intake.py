@@ -6,7 +6,7 @@ A request that was accepted ends with exactly one last event per choice, or one 
 import threading
 from collections import deque
 
-from router_svc.request import Code, EngineRequest, Event, FailedEvent, Message
+from router_svc.request import Cancel, Code, EngineRequest, Event, FailedEvent, Message
 
 
 class Intake:
@@ -29,6 +29,8 @@ class Intake:
                     return refusal
                 self._live[message.request_id] = message
                 self._waiting += 1
+            elif isinstance(message, Cancel) and message.choice is None:
+                self._live.pop(message.request_id, None)  # from now on its id may come again
             self._messages.append(message)
             return None
 
@@ -42,19 +44,22 @@ class Intake:
     def __bool__(self) -> bool:
         return bool(self._messages)
 
-    def lives(self, request_id: str) -> bool:
-        """Whether the request has neither ended nor been dropped."""
-        return request_id in self._live
+    def lives(self, request: EngineRequest) -> bool:
+        """Whether the request has neither ended nor been dropped; another with its id does not count."""
+        return self._live.get(request.request_id) is request
 
     def started(self) -> None:
         """One accepted request has left the queue."""
         with self._lock:
             self._waiting -= 1
 
-    def forget(self, request_id: str) -> bool:
+    def forget(self, request: EngineRequest) -> bool:
         """The request ended; False when something else ended it before."""
         with self._lock:
-            return self._live.pop(request_id, None) is not None
+            found = self.lives(request)
+            if found:
+                del self._live[request.request_id]
+            return found
 
     def close(self, reason: str, code: Code) -> list[Event]:
         """Take nothing from now on; returns the failures of everything that lived. Later calls return nothing."""

@@ -25,7 +25,7 @@ class StepOutput:
 
     def fail(self, request: EngineRequest, code: Code, message: str) -> None:
         """End a request with an error, unless something else ended it before."""
-        if self._intake.forget(request.request_id):
+        if self._intake.forget(request):
             self.events.append(FailedEvent(request.request_id, request.attempt, code, message))
 
     def draw(self, chunks: list[Chunk], logits: torch.Tensor | None, scheduler: Scheduler) -> list[Sequence]:
@@ -58,7 +58,7 @@ class StepOutput:
     def _take(self, sequence: Sequence, drawn: Drawn, now: float) -> bool:
         """Append a drawn token and tell; whether the sequence ended with it."""
         request = sequence.request
-        if not self._intake.lives(request.request_id):
+        if not self._intake.lives(request):
             return True
         if drawn.token < 0:
             sequence.spoiled = True
@@ -106,13 +106,6 @@ class StepOutput:
         for place, row in enumerate(logits.log_softmax(-1), start=chunk.start + 1):
             if place < sequence.prompt_len:
                 sequence.prompt_logprobs.append(token_logprob(row, sequence.tokens[place], count))
-
-
-def forget_ended(intake: Intake, events: list[Event], sequences: dict[str, list[Sequence]]) -> None:
-    """Let go of requests whose last choice ended in this step."""
-    for event in events:
-        if isinstance(event, TokenEvent) and event.finish_reason and event.request_id not in sequences:
-            intake.forget(event.request_id)
 
 
 def _timings(sequence: Sequence, now: float) -> Timings:

@@ -14,6 +14,9 @@ import torch
 
 from router_svc.request import Sampling, TokenLogprob
 
+_GREEDY_BELOW = 1e-5  # temperatures under it draw the likeliest token; dividing by less overflows float32
+_LARGEST = 1e30  # of a penalised logit, so that no temperature takes it out of float32
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:
@@ -62,13 +65,13 @@ def token_logprob(logprobs: torch.Tensor, token: int, count: int) -> TokenLogpro
 
 def _is_plain(s: Sampling) -> bool:
     penalties = s.repetition_penalty != 1.0 or s.presence_penalty or s.frequency_penalty
-    return s.temperature == 0 and s.logprobs is None and not s.logit_bias and not penalties
+    return s.temperature < _GREEDY_BELOW and s.logprobs is None and not s.logit_bias and not penalties
 
 
 def _draw_one(row: torch.Tensor, draw: Draw) -> Drawn:
     s = draw.sampling
     shaped = _shaped(row, draw)
-    if s.temperature == 0:
+    if s.temperature < _GREEDY_BELOW:
         token = int(shaped.argmax())
     else:
         kept = _kept(shaped / s.temperature, s)
@@ -100,7 +103,7 @@ def _shaped(row: torch.Tensor, draw: Draw) -> torch.Tensor:
         row[ids] -= s.frequency_penalty * counts + s.presence_penalty
     for token, bias in s.logit_bias:
         row[token] += bias
-    return row
+    return row.clamp_(-_LARGEST, _LARGEST)
 
 
 def _kept(scaled: torch.Tensor, s: Sampling) -> torch.Tensor:
@@ -112,6 +115,7 @@ def _kept(scaled: torch.Tensor, s: Sampling) -> torch.Tensor:
     if s.top_p < 1.0:
         ordered, ids = probs.sort(descending=True, stable=True)
         before = ordered.cumsum(0) - ordered
+        before[0] = -1.0  # the likeliest stays, however small top_p is: in float32 it may be 0
         probs = probs.index_fill(0, ids[before >= s.top_p], 0.0)
     if s.min_p > 0.0:
         probs = probs.masked_fill(probs < s.min_p * probs.max(), 0.0)

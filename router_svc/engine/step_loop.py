@@ -21,7 +21,7 @@ from router_svc.engine.builder import build_batch
 from router_svc.engine.config import EngineConfig
 from router_svc.engine.intake import Intake
 from router_svc.engine.kv_pages import KVPages
-from router_svc.engine.output import StepOutput, forget_ended
+from router_svc.engine.output import StepOutput
 from router_svc.engine.prefix import PrefixChain
 from router_svc.engine.scheduler import Scheduler
 from router_svc.engine.sequence import Chunk, Sequence
@@ -140,7 +140,6 @@ class Engine:
         chunks = self._schedule(header)
         logits = self._forward(chunks, header)
         self._finish(output.draw(chunks, logits, self._scheduler))
-        forget_ended(self._intake, output.events, self._sequences)
         if output.events:
             self._deliver(output.events)
         self._count(output, chunks)
@@ -221,8 +220,6 @@ class Engine:
     def _cancel(self, request_id: str, choice: int | None) -> None:
         sequences = self._sequences.get(request_id, [])
         self._finish([s for s in sequences if choice is None or s.choice == choice])
-        if request_id not in self._sequences:
-            self._intake.forget(request_id)
 
     def _expire(self, now: float, output: StepOutput) -> None:
         late = [s[0].request for s in self._sequences.values() if s[0].deadline is not None and now >= s[0].deadline]
@@ -241,6 +238,7 @@ class Engine:
             siblings.remove(sequence)
             if not siblings:
                 del self._sequences[request_id]
+                self._intake.forget(sequence.request)
 
     def _drop_everything(self, reason: str) -> None:
         failures = self._intake.end_all(Code.INTERNAL, reason)

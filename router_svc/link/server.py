@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from router_svc.link.codec import BadFrame, frame, pack_event, read_frame, unpack_message
 from router_svc.request import Cancel, Code, EngineRequest, Event, FailedEvent, Hold, Message, TokenEvent
@@ -12,12 +13,21 @@ log = logging.getLogger(__name__)
 _UNREAD_LIMIT = 4 << 20  # bytes; an ingress that leaves more unread has its requests held
 
 
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A request's attempt and its choices that have not ended."""
+
+    attempt: int
+    choices: set[int]
+
+
 class _Ingress:
-    """One connection and the requests that came over it: choices still open per request."""
+    """One connection and the requests that came over it: what is still open of each, and which its reader holds."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self.writer = writer
-        self.requests: dict[str, int] = {}
+        self.requests: dict[str, _Open] = {}
+        self.held: set[str] = set()
         self.draining: asyncio.Task[None] | None = None
 
 
@@ -65,26 +75,30 @@ class LinkServer:
                 ingress.writer.write(frame([pack_event(refusal)]))
                 return
             self._owners[message.request_id] = ingress
-            ingress.requests[message.request_id] = message.n
+            ingress.requests[message.request_id] = _Open(message.attempt, set(range(message.n)))
         elif message.request_id not in ingress.requests:
             return  # it ended meanwhile, or is another ingress's
-        elif isinstance(message, Cancel) and message.choice is None:
-            self._forget(message.request_id)
+        elif isinstance(message, Cancel):
+            self._close_choices(message.request_id, None if message.choice is None else {message.choice})
+        elif message.held:
+            ingress.held.add(message.request_id)
+        else:
+            ingress.held.discard(message.request_id)
+            if ingress.draining is not None:
+                return  # the end of draining resumes it
         self._post(message)
 
     def _route(self, events: list[Event]) -> None:
         frames: dict[_Ingress, list[list[object]]] = {}
         for event in events:
             ingress = self._owners.get(event.request_id)
-            if ingress is None:
+            if ingress is None or event.attempt != ingress.requests[event.request_id].attempt:
                 continue
             frames.setdefault(ingress, []).append(pack_event(event))
             if isinstance(event, FailedEvent):
-                self._forget(event.request_id)
+                self._close_choices(event.request_id, None)
             elif isinstance(event, TokenEvent) and event.finish_reason:
-                ingress.requests[event.request_id] -= 1
-                if not ingress.requests[event.request_id]:
-                    self._forget(event.request_id)
+                self._close_choices(event.request_id, {event.choice})
         for ingress, packed in frames.items():
             ingress.writer.write(frame(packed))
             unread = ingress.writer.transport.get_write_buffer_size()
@@ -93,8 +107,7 @@ class LinkServer:
 
     async def _drain(self, ingress: _Ingress) -> None:
         """Hold an ingress's requests until it has read what was sent."""
-        held = list(ingress.requests)
-        for request_id in held:
+        for request_id in ingress.requests:
             self._post(Hold(request_id, True))
         try:
             await ingress.writer.drain()
@@ -102,11 +115,14 @@ class LinkServer:
             return  # the reading side sees the end and cancels
         finally:
             ingress.draining = None
-        for request_id in held:
-            if request_id in ingress.requests:
-                self._post(Hold(request_id, False))
+        for request_id in ingress.requests.keys() - ingress.held:
+            self._post(Hold(request_id, False))
 
-    def _forget(self, request_id: str) -> None:
-        ingress = self._owners.pop(request_id, None)
-        if ingress is not None:
-            ingress.requests.pop(request_id, None)
+    def _close_choices(self, request_id: str, choices: set[int] | None) -> None:
+        """These choices (None = all) have ended or are wanted no more; with the last the request is forgotten."""
+        ingress = self._owners[request_id]
+        still_open = ingress.requests[request_id].choices
+        still_open -= still_open.copy() if choices is None else choices
+        if not still_open:
+            del self._owners[request_id], ingress.requests[request_id]
+            ingress.held.discard(request_id)

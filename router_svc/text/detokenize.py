@@ -3,6 +3,8 @@
 from router_svc.text.tokenizer import Tokenizer
 
 _UNFINISHED = "\ufffd"
+_PATIENCE = 32  # ids that may wait for a character's end; more than any character has are no characters
+_CHARACTER = 4  # ids of the longest character, a byte each
 
 
 class Detokenizer:
@@ -21,18 +23,24 @@ class Detokenizer:
     def add(self, ids: tuple[int, ...]) -> str:
         """The text that `ids` complete; may be empty while a character is unfinished."""
         self._ids.extend(ids)
-        before, after = self._texts()
-        if len(after) <= len(before) or after.endswith(_UNFINISHED):
+        before, after = self._texts(len(self._ids))
+        if not after.endswith(_UNFINISHED):
+            return self._hand_out(before, after, len(self._ids)) if len(after) > len(before) else ""
+        if len(self._ids) - self._told <= _PATIENCE:
             return ""
-        self._context, self._told = self._told, len(self._ids)
-        return after[len(before) :]
+        # Broken bytes without end: what is older than a character is told, so that a step's cost stays bounded.
+        cut = len(self._ids) - _CHARACTER
+        return self._hand_out(before, self._texts(cut)[1], cut)
 
     def finish(self) -> str:
         """What is left, broken characters as U+FFFD."""
-        before, after = self._texts()
-        self._context, self._told = self._told, len(self._ids)
+        before, after = self._texts(len(self._ids))
+        return self._hand_out(before, after, len(self._ids))
+
+    def _hand_out(self, before: str, after: str, end: int) -> str:
+        self._context, self._told = self._told, end
         return after[len(before) :]
 
-    def _texts(self) -> tuple[str, str]:
+    def _texts(self, end: int) -> tuple[str, str]:
         before = self._tokenizer.decode(self._ids[self._context : self._told])
-        return before, self._tokenizer.decode(self._ids[self._context :])
+        return before, self._tokenizer.decode(self._ids[self._context : end])

@@ -5,6 +5,7 @@ Knows no chat and no request. Ids outside the tokenizer's vocabulary decode to n
 
 import base64
 import json
+import re
 import unicodedata
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -14,6 +15,8 @@ import tiktoken
 import tokenizers
 
 from experts.errors import UserError
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a byte of vocabularies with byte fallback
 
 
 class Tokenizer(ABC):
@@ -32,6 +35,15 @@ class Tokenizer(ABC):
     @abstractmethod
     def token_text(self, token: int) -> str:
         """One token alone, for logprobs; specials by their name."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 of one token; of a character's part, which token_text can only name, the part itself."""
+        text = self.token_text(token)
+        return self._raw(token) if "\ufffd" in text or _BYTE_PIECE.fullmatch(text) else text.encode()
+
+    @abstractmethod
+    def _raw(self, token: int) -> bytes:
+        """The bytes of a token that is no whole text."""
 
 
 class JsonTokenizer(Tokenizer):
@@ -55,6 +67,9 @@ class JsonTokenizer(Tokenizer):
 
     def token_text(self, token: int) -> str:
         return self.decode([token], skip_special=False)
+
+    def _raw(self, token: int) -> bytes:
+        return _piece_bytes(self._inner.id_to_token(token) or "")
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -80,6 +95,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     def token_text(self, token: int) -> str:
         return str(self._inner.id_to_piece(token)).replace("\u2581", " ") if 0 <= token < self._size else ""
+
+    def _raw(self, token: int) -> bytes:
+        return _piece_bytes(str(self._inner.id_to_piece(token)))
 
 
 # Hunyuan's split: contractions, words with at most one leading mark, single digits, runs of marks, white space.
@@ -112,6 +130,29 @@ class TiktokenTokenizer(Tokenizer):
 
     def token_text(self, token: int) -> str:
         return self._inner.decode([token]) if 0 <= token < self._size else ""
+
+    def _raw(self, token: int) -> bytes:
+        return self._inner.decode_single_token_bytes(token)
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter that byte-level vocabularies write for each byte: itself where it prints, else one from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
+
+
+_BYTE_LETTERS = _byte_letters()
+
+
+def _piece_bytes(piece: str) -> bytes:
+    """A vocabulary's entry as bytes: <0xE2> of byte fallback, or the letters of a byte-level vocabulary."""
+    found = _BYTE_PIECE.fullmatch(piece)
+    if found:
+        return bytes.fromhex(found[1])
+    if all(letter in _BYTE_LETTERS for letter in piece):
+        return bytes(_BYTE_LETTERS[letter] for letter in piece)
+    return piece.encode()
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

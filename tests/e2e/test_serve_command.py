@@ -104,6 +104,10 @@ def test_signal_while_starting_leaves_nothing() -> None:
         (["serve", "--expert-workers", "0", "--max-model-len", "999999999"], "--max-model-len"),
         (["generate", "x", "--target", "nonsense"], "HOST:PORT"),
         (["rebalance"], "rebalance"),
+        (["generate", "x", "--max-tokens", "99999999999"], "--max-tokens"),
+        (["generate", "x", "--seed", "99999999999999999999"], "--seed"),
+        (["generate", "\udcff", "--target", "127.0.0.1:1"], "PROMPT: found invalid UTF-8"),
+        (["chat", "--target", "\udcff:1"], "--target"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_2(arguments: list[str], expected: str) -> None:

@@ -140,6 +140,17 @@ def test_cancel_and_deadline_free_the_blocks(client: Client, server: RunningServ
     server.quiet()
 
 
+def test_a_call_may_be_tried_again_under_its_id_right_after_its_cancel(server: RunningServer) -> None:
+    request = pb.GenerateRequest(text="Once", request_id="same", sampling=pb.Sampling(max_tokens=900, ignore_eos=True))
+    with grpc.insecure_channel(server.target) as channel:
+        stub = rpc.InferenceStub(channel)
+        for _ in range(20):
+            call = stub.GenerateStream(request)
+            assert next(call).index == 0
+            call.cancel()
+    server.quiet()
+
+
 def test_slow_reader_holds_back_its_own_stream_only(client: Client, server: RunningServer) -> None:
     options = [("grpc.http2.lookahead_bytes", 0), ("grpc.http2.bdp_probe", 0)]
     with grpc.insecure_channel(server.target, options=options) as channel:

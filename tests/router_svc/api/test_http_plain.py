@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+from collections.abc import AsyncGenerator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,7 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from router_svc.api.calls import Chunk
 from router_svc.api.http import BODY_LIMIT
+from router_svc.api.http_generate import _several
+from router_svc.client import Client
 from tests.server import RunningServer, one_process
 
 
@@ -72,6 +76,14 @@ def test_tokenize_and_back(server: RunningServer) -> None:
         (b'{"prompt": "a", "best_of": 3}', "best_of"),
         (b'{"prompt": "a", "suffix": "b"}', "suffix"),
         (b'{"prompt": "a", "seed": 99999999999999999999}', "seed"),
+        (b'{"prompt": "a", "logit_bias": {"--5": 1}}', "logit_bias"),
+        (b'{"prompt": "a", "logit_bias": {" 5 ": 1}}', "logit_bias"),
+        (b'{"prompt": "a", "logit_bias": {"%s": 1}}' % (b"9" * 5000), "logit_bias"),
+        (b'{"prompt": "a", "tools": [{}]}', "tools"),
+        (b'{"prompt": "a", "tool_choice": "required"}', "tool_choice"),
+        (b'{"prompt": "a", "response_format": {"type": "json_schema"}}', "response_format"),
+        (b'{"prompt": "a", "resume_from": 3}', "resume_from"),
+        (b'{"prompt": "a", "stream_options": {"include_usage": true}}', "stream_options"),
     ],
 )
 def test_bad_bodies_get_one_line(server: RunningServer, body: bytes, named: str) -> None:
@@ -94,6 +106,20 @@ def test_unknown_fields_are_ignored_and_named(server: RunningServer) -> None:
     status, _, headers = post(server, "/v1/completions", {"prompt": "a", "max_tokens": 1, "colour": "red", "size": 2})
     assert status == 200
     assert "colour, size" in headers["warning"]
+    chat = {"messages": [{"role": "user", "content": "a", "name": "n"}], "max_tokens": 1, "stream": True}
+    _, _, headers = post(server, "/v1/chat/completions", chat | {"stream_options": {"every": 1}})
+    assert "messages.name, stream_options.every" in headers["warning"]
+    for path, body in (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [5]})):
+        assert "colour" in post(server, path, body | {"colour": 1})[2]["warning"]
+
+
+@pytest.mark.parametrize("name", ["a\r\nx-evil: 1", '\x00é"\\', "k" * 100_000])
+def test_hostile_field_names_stay_inside_the_warning(server: RunningServer, name: str) -> None:
+    status, _, headers = post(server, "/v1/completions", {"prompt": "a", "max_tokens": 1, name: 1})
+    assert status == 200
+    assert headers["warning"].isascii()
+    assert headers["warning"].count('"') == 2
+    assert "x-evil" not in headers
 
 
 def test_body_over_the_limit(server: RunningServer) -> None:
@@ -119,6 +145,39 @@ def test_disconnect_ends_the_work(server: RunningServer) -> None:
             if stream:
                 wire.recv(100)
         server.quiet()
+
+
+def test_a_stream_that_waits_is_dropped_when_its_client_goes() -> None:
+    with one_process(max_num_seqs=1) as small, Client(small.target) as client:
+        first = client.generate_stream("Once", max_tokens=1900, ignore_eos=True)
+        next(first)
+        for stream in (True, False):
+            place = urlsplit(small.url)
+            waiting = http.client.HTTPConnection(place.netloc, timeout=30)
+            body = json.dumps({"prompt": "Once", "max_tokens": 1800, "ignore_eos": True, "stream": stream})
+            waiting.request("POST", "/v1/completions", body)
+            small.until(lambda stats: stats.waiting == 1)
+            waiting.close()
+            small.until(lambda stats: stats.waiting == 0)
+            assert small.stats().running == 1
+        first.close()  # type: ignore[attr-defined]
+        small.quiet()
+
+
+async def test_a_bug_in_one_of_several_prompts_ends_the_answer() -> None:
+    async def good() -> AsyncGenerator[Chunk, None]:
+        yield Chunk(0, 0, "a")
+
+    async def bad() -> AsyncGenerator[Chunk, None]:
+        yield Chunk(0, 0, "b")
+        raise ZeroDivisionError
+
+    async def read() -> None:
+        async for _ in _several([good(), bad()], 1):
+            continue
+
+    with pytest.raises(ZeroDivisionError):
+        await read()
 
 
 def test_full_queue_is_429_with_a_hint() -> None:

@@ -113,6 +113,83 @@ def test_chat_logprobs(client: OpenAI) -> None:
     assert len(content[0].top_logprobs) == 3
 
 
+def test_bytes_and_offsets_of_characters_in_several_tokens(client: OpenAI) -> None:
+    text = "Grüße € 😀 so"
+    done = client.completions.create(model="demo", prompt=text, max_tokens=1, echo=True, logprobs=1, temperature=0)
+    logprobs = done.choices[0].logprobs
+    assert logprobs is not None
+    for token, offset in zip(logprobs.tokens or [], logprobs.text_offset or [], strict=True):
+        assert token == "\ufffd" or done.choices[0].text[offset : offset + len(token)] == token
+    bias = {str(token): 100 for token in client_ids(client, "€")[:1]}
+    chat = client.chat.completions.create(
+        model="demo", messages=[{"role": "user", "content": "x"}], max_tokens=1, logprobs=True, logit_bias=bias
+    )
+    content = chat.choices[0].logprobs.content  # type: ignore[union-attr]
+    assert content is not None
+    assert content[0].bytes == ["€".encode()[0]]
+
+
+def client_ids(client: OpenAI, text: str) -> list[int]:
+    """Ids of a text, from an echoed prompt."""
+    done = client.completions.create(model="demo", prompt=text, max_tokens=1, extra_body={"return_token_ids": True})
+    ids: list[int] = (done.choices[0].model_extra or {})["prompt_token_ids"]
+    return ids
+
+
+def test_streams_of_several_prompts_are_the_whole_answers(client: OpenAI) -> None:
+    fields = {"model": "demo", "prompt": ["Once upon", "def f"], "max_tokens": 9, "logprobs": 2, "echo": True, "n": 2, "seed": 1,
+              "stop": ["e ", "("]}  # fmt: skip
+    whole = client.completions.create(**fields)  # type: ignore[call-overload]
+    texts: dict[int, str] = {}
+    offsets: dict[int, list[int]] = {}
+    reasons: dict[int, str] = {}
+    for event in client.completions.create(stream=True, stream_options={"include_usage": True}, **fields):  # type: ignore[call-overload]
+        for choice in event.choices:
+            texts[choice.index] = texts.get(choice.index, "") + choice.text
+            offsets.setdefault(choice.index, []).extend(choice.logprobs.text_offset)
+            reasons |= {choice.index: choice.finish_reason} if choice.finish_reason else {}
+    assert event.usage == whole.usage
+    assert [texts[c.index] for c in whole.choices] == [c.text for c in whole.choices]
+    assert [offsets[c.index] for c in whole.choices] == [c.logprobs.text_offset for c in whole.choices]
+    assert [reasons[c.index] for c in whole.choices] == [c.finish_reason for c in whole.choices]
+
+
+def test_prompts_as_ids_and_their_ids_back(client: OpenAI) -> None:
+    done = client.completions.create(
+        model="demo", prompt=[[20, 30], [40]], max_tokens=3, extra_body={"return_token_ids": True, "ignore_eos": True}
+    )
+    extra = [choice.model_extra or {} for choice in done.choices]
+    assert [e["prompt_token_ids"] for e in extra] == [[20, 30], [40]]
+    assert [len(e["token_ids"]) for e in extra] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[5], [99999]]}, "99999"),
+        ({"max_tokens": -1}, "1 to 2147483647"),
+        ({"stop": ["a"] * 20}, "stop"),
+        ({"seed": 2**70}, "seed"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"prompt": [5] * 2048, "max_tokens": 1}, "2047"),
+        ({"prompt": [5] * 2047, "max_tokens": 2}, "2048 together"),
+    ],
+)
+def test_wrong_completions_are_bad_requests(client: OpenAI, fields: dict[str, object], named: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(**{"model": "demo", "prompt": "a", "max_tokens": 2, **fields})  # type: ignore[call-overload]
+    assert named in caught.value.message
+
+
+def test_a_prompt_that_leaves_room_for_one_token(client: OpenAI) -> None:
+    for limit in ({}, {"max_tokens": 1}):
+        done = client.completions.create(model="demo", prompt=[5] * 2047, extra_body={"ignore_eos": True}, **limit)
+        assert done.usage is not None
+        assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (2047, 1)
+        assert done.choices[0].finish_reason == "length"
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [

@@ -125,6 +125,25 @@ def test_cancel_frees_the_blocks(folder: Path) -> None:
         assert harness.complete([EngineRequest("c", PROMPTS[1], sampling(3))]) == [greedy(folder, PROMPTS[1], 3)]
 
 
+def test_an_id_may_come_again_right_after_its_cancel(folder: Path) -> None:
+    wanted = greedy(folder, PROMPTS[1], 6)
+    with running(folder) as harness:
+        for attempt in range(40):
+            harness.engine.post(EngineRequest("same", PROMPTS[1], sampling(900), n=2, attempt=attempt))
+            if attempt % 3:
+                while harness.events.get(timeout=20).attempt != attempt:
+                    continue
+            harness.engine.post(Cancel("same"))
+        harness.engine.post(EngineRequest("same", PROMPTS[1], sampling(6), attempt=99))
+        got: list[int] = []
+        while len(got) < 6:
+            event = harness.events.get(timeout=20)
+            assert isinstance(event, TokenEvent), event
+            got.extend(event.token_ids if event.attempt == 99 else ())
+        assert got == wanted
+        harness.quiet()
+
+
 def test_deadline_ends_running_and_held_requests(folder: Path) -> None:
     with running(folder) as harness:
         harness.engine.post(EngineRequest("run", PROMPTS[1], sampling(1000), deadline=0.3))

@@ -123,6 +123,44 @@ async def test_requests_and_events_travel_and_lost_ranks_are_told() -> None:
     assert engines.state()[0] == "degraded"
 
 
+async def test_a_request_is_forgotten_when_its_last_choice_ends_however_that_comes() -> None:
+    sink = Sink()
+    server = LinkServer(sink.messages.append, "secret")
+    engines = LinkEngines("secret")
+    await engines.connect([LinkAddress(0, "127.0.0.1", await server.start("127.0.0.1"))])
+    request = EngineRequest("r", (1, 2), Sampling(max_tokens=5, seed=1), n=3)
+    stream = engines.submit(request)
+    await sink.wait(1)
+    server.deliver([TokenEvent("r", 0, 0, 0, (7,), finish_reason="length")])
+    assert await stream.next() is not None
+    stream.cancel(1)
+    await sink.wait(2)
+    server.deliver([TokenEvent("r", 0, 2, 0, (7,), finish_reason="length")])
+    assert await stream.next() is not None
+    assert stream.over
+    assert server._owners == {}
+    engines.submit(request)
+    assert (await sink.wait(3))[2] == request
+
+
+async def test_draining_does_not_resume_what_its_reader_holds() -> None:
+    sink = Sink()
+    server = LinkServer(sink.messages.append, "secret")
+    reader, writer = await asyncio.open_connection("127.0.0.1", await server.start("127.0.0.1"))
+    writer.write(frame("secret"))
+    for name in ("slow", "quick"):
+        writer.write(frame(pack_message(EngineRequest(name, (1,), Sampling(max_tokens=5, seed=1)))))
+    await sink.wait(2)
+    server.deliver([TokenEvent("slow", 0, 0, 0, tuple(range(1 << 20))) for _ in range(8)])  # more than is left unread
+    assert await sink.wait(4)
+    writer.write(frame(pack_message(Hold("slow", True))))
+    await sink.wait(5)
+    while len(sink.messages) < 6:
+        await asyncio.wait_for(reader.read(1 << 20), 20)
+    assert sink.messages[5:] == [Hold("quick", False)]
+    writer.close()
+
+
 async def test_a_wrong_secret_gets_nothing() -> None:
     sink = Sink()
     port = await LinkServer(sink.messages.append, "secret").start("127.0.0.1")

@@ -65,6 +65,25 @@ def test_any_ids_stream_to_the_whole(demo: Tokenizer, hunyuan: Tokenizer, ids: l
         assert "".join(stream.add((token,)) for token in ids) + stream.finish() == tokenizer.decode(ids)
 
 
+@pytest.mark.parametrize("text", [b"\x80" * 200, b"\xe2" * 199 + b"\x82\xac!", b"a" + b"\xf0\x9f" * 90, b"\xff" * 64])
+def test_endless_broken_bytes_are_told_as_they_come(hunyuan: Tokenizer, text: bytes) -> None:
+    stream, parts = Detokenizer(hunyuan), []
+    for token in text:  # the first 256 ids are the bytes
+        parts.append(stream.add((token,)))
+        assert len(stream._ids) - stream._told <= 32
+    assert "".join(parts) + stream.finish() == hunyuan.decode(list(text))
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=30))
+def test_bytes_of_tokens_join_to_the_text(demo: Tokenizer, hunyuan: Tokenizer, pieces: Tokenizer, text: str) -> None:
+    for tokenizer in (demo, hunyuan):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert b"".join(map(tokenizer.token_bytes, ids)) == tokenizer.decode(ids, skip_special=False).encode()
+    word = pieces.encode("€", add_special_tokens=False)
+    assert b"".join(map(pieces.token_bytes, word)).lstrip() == "€".encode()
+
+
 def test_sentencepiece_spaces_and_bos(pieces: Tokenizer) -> None:
     ids = pieces.encode("the cat sat", add_special_tokens=True)
     assert ids[0] == 1
