@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 
+from cluster.balance.cost import split_policy
 from cluster.plan import ServePlan
 from experts.actor import ExpertActor
 from experts.membership import Member
@@ -29,7 +30,7 @@ class RankHandle:
 
 def start_rank(plan: ServePlan, seat: Member, secret: str, namespace: str) -> RankHandle:
     """Start a rank's process; it loads nothing yet. Ranks take no CPU resource: they share the cores by turns."""
-    order = _order(plan, seat)
+    order = _order(plan, seat, secret)
     options: dict[str, Any] = {
         "name": f"rank-{seat.rank}",
         "namespace": namespace,
@@ -39,15 +40,13 @@ def start_rank(plan: ServePlan, seat: Member, secret: str, namespace: str) -> Ra
         "num_gpus": 1 if plan.device == "cuda" else 0,
     }
     if seat.runs_attention:
-        actor = (
-            ray.remote(AttentionActor).options(**options).remote(AttentionOrder(order, plan.spec, plan.engine, secret))
-        )
+        actor = ray.remote(AttentionActor).options(**options).remote(AttentionOrder(order, plan.spec, plan.engine))
     else:
         actor = ray.remote(ExpertActor).options(**options).remote(order)
     return RankHandle(seat, actor)
 
 
-def _order(plan: ServePlan, seat: Member) -> RankOrder:
+def _order(plan: ServePlan, seat: Member, secret: str) -> RankOrder:
     """Experts work at the same time and divide the cores; attention works while they wait and divides them anew."""
     peers = [s for s in plan.seats if s.runs_attention == seat.runs_attention]
     cores = len(os.sched_getaffinity(0))
@@ -62,4 +61,6 @@ def _order(plan: ServePlan, seat: Member) -> RankOrder:
         budget=plan.engine.max_num_batched_tokens,
         node_host=seat.node_ip,
         holds=seat.holds_experts,
+        secret=secret,
+        policy=split_policy(plan.device),
     )

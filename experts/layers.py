@@ -5,7 +5,7 @@ import time
 import torch
 
 from experts.exchange.base import Exchange
-from experts.exchange.wire import Route
+from experts.exchange.wire import Route, StepHeader
 from experts.loads import ExpertLoads
 from experts.slots import ExpertSlots
 from experts.spec import ExpertsSpec
@@ -23,8 +23,9 @@ class ExpertLayers:
         self.spec = spec
         self.exchange = exchange
         self.slots = slots
-        self.loads = ExpertLoads(spec.moe_layers, slots.slots if slots else 0, device)
+        self.loads = ExpertLoads(spec.moe_layers, slots.slots if slots else 0, device, exchange.size)
         self.compute_seconds = 0.0  # in this rank's experts; waiting for peers is not in it
+        self._counted_seconds = 0.0  # of them, in steps that ended
         self._no_x = torch.empty((0, spec.hidden), dtype=dtype, device=device)
         self._no_y = torch.empty((0, spec.hidden), dtype=torch.float32, device=device)
         self._no_route = Route(
@@ -44,9 +45,14 @@ class ExpertLayers:
             y = self._no_y
         else:
             y = self.slots.forward(layer, batch)
-            self.loads.add(layer, batch.slots)
+            self.loads.add(layer, batch)
         self.compute_seconds += time.perf_counter() - started
         return self.exchange.combine(handle, y).wait()
+
+    def end_step(self, header: StepHeader) -> None:
+        """Close the books of a step in which layers ran."""
+        self.loads.end_step(header, self.compute_seconds - self._counted_seconds)
+        self._counted_seconds = self.compute_seconds
 
     def run_empty(self) -> None:
         """Take part in every layer of a step without tokens of this rank's own."""

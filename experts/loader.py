@@ -35,7 +35,7 @@ def load_slots(
                 twins.append((layer, first[expert], slot))
             else:
                 first[expert] = slot
-                jobs += _jobs(slots, layer, slot, expert, reader)
+                jobs += expert_jobs(slots, layer, slots.parts(layer, slot), expert, reader)
 
     def tell(count: int) -> None:
         nonlocal done
@@ -55,15 +55,17 @@ def check_experts(spec: ExpertsSpec, reader: CheckpointReader) -> None:
     shapes = ExpertSlots(spec, 1, torch.float32, "meta")
     for layer in range(spec.moe_layers):
         for expert in range(spec.experts):
-            for name, dest, row in _jobs(shapes, layer, 0, expert, reader):
+            for name, dest, row in expert_jobs(shapes, layer, shapes.parts(layer, 0), expert, reader):
                 reader.check(name, tuple(dest.shape), row)
 
 
-def _jobs(slots: ExpertSlots, layer: int, slot: int, expert: int, reader: CheckpointReader) -> list[Job]:
-    """What to read for one slot: three tensors, or two rows of fused ones."""
+def expert_jobs(
+    slots: ExpertSlots, layer: int, parts: tuple[torch.Tensor, ...], expert: int, reader: CheckpointReader
+) -> list[Job]:
+    """What to read into `parts`, one slot's tensors: three tensors, or two rows of fused ones."""
     spec, names = slots.spec, slots.spec.names
     where = {"layer": spec.layers[layer], "expert": expert}
-    w13, w2 = slots.w13[layer][slot], slots.w2[layer][slot]
+    w13, w2 = parts
     fused = names.fused_gate_up.format(**where)
     if not reader.has(names.gate.format(**where)) and reader.has(fused):
         return [(fused, w13, expert), (names.fused_down.format(**where), w2, expert)]

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,19 +14,24 @@ from experts.exchange.base import ExchangeCounters
 from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
 from experts.exchange.group import build_group, connect_store
+from experts.exchange.split import SplitPolicy
 from experts.layers import ExpertLayers
 from experts.loader import load_slots
+from experts.loads import StepLoads
 from experts.membership import EpochRecord
+from experts.migrate import Migration, Move, Staged
 from experts.placement import IntArray, Placement
 from experts.slots import ExpertSlots
 from experts.spec import ExpertsSpec
+from experts.weights_server import WeightServer
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True, slots=True)
 class RankOrder:
-    """What a rank is to load. threads: of torch; budget: tokens of a whole step; holds: whether it has slots."""
+    """What a rank is to load. threads: of torch; budget: tokens of a whole step; holds: whether it has slots;
+    secret: of the ranks' connections to each other; policy: of the split."""
 
     rank: int
     folder: Path
@@ -38,16 +43,22 @@ class RankOrder:
     budget: int
     node_host: str
     holds: bool
+    secret: str = ""
+    policy: SplitPolicy = SplitPolicy()
 
 
 @dataclass(frozen=True, slots=True)
 class RankReport:
-    """A rank's running totals. loads: int64 [L, S] tokens per slot, None without slots."""
+    """A rank's running totals. loads: int64 [L, S] tokens per slot, None without slots; version: of the placement in
+    the newest step; weights_port: where its slots are served, 0 without; switch_seconds: spent writing slots."""
 
     pid: int
     loads: IntArray | None
     exchange: ExchangeCounters
     compute_seconds: float
+    version: int = 0
+    weights_port: int = 0
+    switch_seconds: float = 0.0
 
 
 class RankSeat:
@@ -60,6 +71,8 @@ class RankSeat:
         self.slots: ExpertSlots | None = None
         self.exchange: CollectiveExchange | None = None
         self.layers: ExpertLayers | None = None
+        self.migration: Migration | None = None
+        self._weights: WeightServer | None = None
         self._lock = threading.Lock()
 
     def load(self, progress: Progress) -> None:
@@ -69,7 +82,10 @@ class RankSeat:
         if not order.holds:
             return
         self.slots = ExpertSlots(order.spec, order.placement.slots_per_rank, order.dtype, order.device)
-        load_slots(self.slots, order.placement.local(order.rank), CheckpointReader(order.folder), progress)
+        reader, held = CheckpointReader(order.folder), order.placement.local(order.rank)
+        load_slots(self.slots, held, reader, progress)
+        self.migration = Migration(self.slots, held, reader, order.secret)
+        self._weights = WeightServer(order.node_host, order.secret, self.migration.lookup)
 
     def join(self, record: EpochRecord) -> ExpertLayers:
         """Build this rank's end of an epoch's group; blocks until all members have come. Raises RankLost."""
@@ -78,11 +94,34 @@ class RankSeat:
         index = members.index(order.rank)
         group = build_group(store, members.epoch, index, members.size, order.device, order.node_host, record.timeout)
         form = BlockForm(order.spec.hidden, order.spec.top_k, order.dtype)
-        exchange = CollectiveExchange(group, members, order.rank, order.placement, form, order.budget)
+        exchange = CollectiveExchange(
+            group, members, order.rank, order.placement, form, order.budget, order.policy
+        )  # fmt: skip
         with self._lock:
             self.exchange = exchange
             self.layers = ExpertLayers(order.spec, exchange, self.slots, order.dtype, order.device)
         return self.layers
+
+    def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]:
+        """Fetch experts beside the running steps; blocks. bandwidth: bytes/s. Failures are told, not raised."""
+        assert self.migration is not None, "a rank without slots is asked for no expert"
+        return self.migration.stage(moves, bandwidth)
+
+    def offer(self, placement: Placement) -> None:
+        """Have a newer placement used from the step on that all members offer it for. Raises MoveFailed when an
+        expert of it was not staged here."""
+        assert self.exchange is not None, "a rank joins before placements change"
+        switch = None if self.migration is None else self.migration.prepare(placement, self.order.rank)
+        self.exchange.offer(placement, switch)
+
+    def drop_staged(self) -> None:
+        """Forget what was fetched and not offered."""
+        if self.migration is not None:
+            self.migration.drop()
+
+    def steps(self) -> list[StepLoads]:
+        """Loads of the steps that ended since the last call, oldest first."""
+        return self.layers.loads.drain() if self.layers is not None else []
 
     def leave(self) -> None:
         """Drop the epoch's group, which releases peers that wait on this rank."""
@@ -95,4 +134,9 @@ class RankSeat:
         layers, exchange = self.layers, self.exchange
         loads = layers.loads.snapshot().numpy() if layers is not None and self.order.holds else None
         counters = exchange.counters if exchange is not None else ExchangeCounters()
-        return RankReport(os.getpid(), loads, counters, layers.compute_seconds if layers is not None else 0.0)
+        return RankReport(
+            os.getpid(), loads, counters, layers.compute_seconds if layers is not None else 0.0,
+            exchange.version if exchange is not None else 0,
+            self._weights.port if self._weights is not None else 0,
+            self.migration.switch_seconds if self.migration is not None else 0.0,
+        )  # fmt: skip

@@ -47,4 +47,5 @@ class ExpertRankLoop:
         self._next_step, self._busy = header.step + 1, header.busy
         if header.busy:
             self._layers.run_empty()
+            self._layers.end_step(header)
         return header.stop

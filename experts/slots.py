@@ -36,6 +36,14 @@ class ExpertSlots:
         """Bytes of all slots of all layers."""
         return self.slots * self.spec.moe_layers * slot_bytes(self.spec, self.dtype)
 
+    def parts(self, layer: int, slot: int) -> tuple[torch.Tensor, ...]:
+        """All tensors of one slot, as views: what a copy of an expert consists of, in the order of checksums."""
+        return self.w13[layer][slot], self.w2[layer][slot]
+
+    def like_a_slot(self, layer: int) -> tuple[torch.Tensor, ...]:
+        """Fresh memory for one expert of a layer, shaped like `parts`."""
+        return tuple(torch.empty_like(part) for part in self.parts(layer, 0))
+
     def forward(self, layer: int, batch: ExpertBatch) -> torch.Tensor:
         """[N, H] float32, each row's weighted sum over its slots here; N may be 0."""
         return grouped_swiglu(batch.x, batch.slots, batch.weights, self.w13[layer], self.w2[layer])

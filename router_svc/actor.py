@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import torch
 
 from experts.checkpoint.reader import CheckpointReader
-from experts.lease import Lease
 from experts.membership import EpochRecord
-from experts.rank import RankOrder, RankReport, RankSeat
+from experts.rank import RankOrder, RankReport
+from experts.rank_actor import RankActor
 from experts.threads import in_own_thread
 from router_svc.engine.batch import KVCache
 from router_svc.engine.config import EngineConfig
@@ -28,38 +27,30 @@ _PATIENCE = 5.0  # s; longer than the supervisor takes to find out who hangs
 
 @dataclass(frozen=True, slots=True)
 class AttentionOrder:
-    """What an attention rank loads beside what every rank does. secret: of the link; deadline of a bell: none."""
+    """What an attention rank loads beside what every rank does."""
 
     seat: RankOrder
     spec: ModelSpec
     engine: EngineConfig
-    secret: str
 
 
-class AttentionActor:
+class AttentionActor(RankActor):
     """One attention rank's process. The step loop has a thread of its own; this event loop never blocks."""
 
     def __init__(self, order: AttentionOrder) -> None:
+        super().__init__(order.seat)
         self._order = order
-        self._seat = RankSeat(order.seat)
         self._model: CausalModel | None = None
         self._engine: Engine | None = None
         self._cache: KVCache | None = None
         self._peers: list[Any] = []
-        self._progress = (0, 0)
-        self._lease = Lease(lambda: os._exit(1))
         self._loop = asyncio.get_event_loop()
-        self._link = LinkServer(self._post, order.secret)
-        self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._link = LinkServer(self._post, order.seat.secret)
 
     async def load(self) -> int:
         """Read the attention side (and experts, if this rank holds any); the link's port."""
         await asyncio.to_thread(in_own_thread, self._load)
         return await self._link.start(self._order.seat.node_host)
-
-    async def progress(self) -> tuple[int, int]:
-        """(bytes loaded, bytes in all)."""
-        return self._progress
 
     async def join(self, record: EpochRecord, peers: list[Any]) -> None:
         """Take the seat in an epoch and start the engine. peers: the other ranks' actors, whose bells it rings."""
@@ -74,14 +65,6 @@ class AttentionActor:
         )  # fmt: skip
         threading.Thread(target=self._run, args=(self._engine,), name="step-loop", daemon=True).start()
 
-    async def ended(self) -> str:
-        """Waits until the step loop ends; empty when it was asked to, else why."""
-        return await asyncio.shield(self._ended)
-
-    async def ring(self, step: int) -> None:
-        """Some rank wants step `step` run."""
-        self._seat.bell.ring(step)
-
     async def leave(self, reason: str) -> None:
         """End all requests with `reason` and drop the epoch's group."""
         if self._engine is not None:
@@ -94,9 +77,10 @@ class AttentionActor:
         if self._engine is not None:
             self._engine.stop()
 
-    async def keep(self) -> None:
-        """The supervisor's sign of life."""
-        self._lease.renew()
+    async def nudge(self) -> None:
+        """Have the group run a step, be it an empty one."""
+        if self._engine is not None:
+            self._engine.nudge()
 
     async def report(self) -> tuple[RankReport, EngineStats | None]:
         """Running totals of the rank and of its engine."""
@@ -142,7 +126,3 @@ class AttentionActor:
         self._loop.call_soon_threadsafe(self._end, engine.lost)
         if engine.lost:  # the supervisor knows who died and says so through `leave`; if it does not, say what was seen
             self._loop.call_soon_threadsafe(self._loop.call_later, _PATIENCE, engine.fail, engine.lost)
-
-    def _end(self, reason: str) -> None:
-        if not self._ended.done():
-            self._ended.set_result(reason)

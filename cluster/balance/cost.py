@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from experts.errors import UserError
+from experts.exchange.split import SplitPolicy
 
 # Hunyuan-A13B in bf16 on nodes of eight A100s: an expert of a layer is 3 x 4096 x 3072 x 2 bytes. A step of 2,048
 # tokens spends about 25 ms in 32 layers of experts (0.155 TFLOP a rank and layer at 200 TFLOP/s); NVLink leaves some
@@ -37,3 +38,13 @@ class CostModel:
     def price(self, layers: int) -> float:
         """Excess (as a share of the mean rank's load) that one move must save in its layer to earn what it costs."""
         return self.move_seconds() / (self.horizon * self.step_seconds / layers)
+
+
+# Tokens whose computing takes as long as reading an expert's weights. A100 and H200 in bf16: 60 % of the data sheet's
+# FLOP/s over 80 % of its bytes/s (312 TFLOP/s, 2.04 TB/s; 989, 4.8). CPUs: about 100 GFLOP/s over 25 GB/s here.
+FLOOR_TOKENS = {"cuda": 120.0, "cpu": 4.0}
+
+
+def split_policy(device: str) -> SplitPolicy:
+    """What the split of a cluster on such devices goes by."""
+    return SplitPolicy(floor=FLOOR_TOKENS[device])

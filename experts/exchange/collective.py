@@ -6,7 +6,10 @@ rank, with all its (slot, weight) pairs there. One vector per token and rank com
 give equal bits. Shape letters: T own tokens, H hidden, K top-k.
 """
 
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -16,50 +19,88 @@ from experts.exchange.flight import Combine, Dispatch, Plan
 from experts.exchange.guard import GuardedGroup
 from experts.exchange.routing import Tables
 from experts.exchange.sizes import bucket, pads
+from experts.exchange.split import SplitPolicy
 from experts.exchange.transport import Group
 from experts.exchange.wire import Route, StepHeader, StepWish, share_prefill
 from experts.membership import Membership
 from experts.placement import Placement
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A placement version that this rank holds complete. switch: what the step thread does before its first use."""
+
+    tables: Tables
+    switch: Callable[[], None] | None
+
+
 class CollectiveExchange(Exchange):
     """One member's end. The group belongs to the exchange from here on: `close` drops it.
 
     rank: this member's seat; placement: of seats 0 .. R-1, each of which a member holds; form: what rows look like;
-    budget: tokens of a whole step over all ranks. Every method raises RankLost once a member is gone, a payload is
-    of another step, or the exchange was closed.
+    budget: tokens of a whole step over all ranks; policy: of the split. Every method raises RankLost once a member is
+    gone, a payload is of another step, or the exchange was closed.
     """
 
     lockstep = True
 
     def __init__(
-        self, group: Group, membership: Membership, rank: int, placement: Placement, form: BlockForm, budget: int
+        self,
+        group: Group,
+        membership: Membership,
+        rank: int,
+        placement: Placement,
+        form: BlockForm,
+        budget: int,
+        policy: SplitPolicy | None = None,
     ) -> None:
         self.counters = ExchangeCounters()
-        self.member = membership.index(rank)
+        self.member, self.size = membership.index(rank), membership.size
         assert self.member == group.index, (self.member, group.index)
         self._group = GuardedGroup(group, membership, self.counters)
         self._form = form
         self._budget = budget
-        self._tables = {placement.version: Tables(placement, membership)}
+        self._policy = policy or SplitPolicy()
+        self._experts_per_layer = placement.experts
+        self._lock = threading.Lock()  # of what `offer` leaves for the step thread
+        self._offered = {placement.version: Offer(Tables(placement, membership, self._policy), None)}
+        self._newest = placement.version
+        self._tables = self._offered[placement.version].tables
         members = membership.members
         self._experts = [i for i, member in enumerate(members) if member.holds_experts]
         self._header = StepHeader(
             membership.epoch, -1, placement.version, (0,) * len(members), (0,) * len(members), False
         )
         self._padded = True
+        self._sources = sum(member.runs_attention for member in members)
+
+    @property
+    def version(self) -> int:
+        """The placement version of the step under way, or of the last one."""
+        return self._header.version
+
+    def offer(self, placement: Placement, switch: Callable[[], None] | None) -> None:
+        """This rank holds `placement`, newer than any before, complete: a step may use it once all members do.
+
+        switch: called by the step thread at the start of the first such step, before anything routes by it. Callable
+        from any thread.
+        """
+        tables = Tables(placement, self._group.membership, self._policy)
+        with self._lock:
+            assert placement.version > self._newest, (placement.version, self._newest)
+            self._offered[placement.version] = Offer(tables, switch)
+            self._newest = placement.version
 
     def open_step(self, wish: StepWish) -> StepHeader:
         epoch, step = self._header.epoch, self.counters.steps
-        fields = (epoch, step, wish.version, wish.decode, wish.prefill, int(wish.stop))
+        fields = (epoch, step, self._newest, wish.decode, wish.prefill, int(wish.stop))
         rows = self._group.gather(torch.tensor(fields, dtype=torch.int64)).tolist()
         for index, row in enumerate(rows):
             if row[:2] != [epoch, step]:
                 raise self._group.lost(f"{self._group.name(index)} is at epoch {row[0]}, step {row[1]}")
         _, _, versions, decode, wishes, stops = zip(*rows, strict=True)
         version = min(versions)
-        if version not in self._tables:
-            raise self._group.lost(f"placement version {version} is not held here, but {sorted(self._tables)}")
+        self._switch_to(version)
         prefill = share_prefill(self._budget, decode, wishes, step)
         tokens = tuple(d + p for d, p in zip(decode, prefill, strict=True))
         form = self._form
@@ -91,9 +132,25 @@ class CollectiveExchange(Exchange):
     def close(self) -> None:
         self._group.close()
 
+    def _switch_to(self, version: int) -> None:
+        """Bring this rank to the step's placement version, through every one between."""
+        if version == self._header.version:
+            return
+        with self._lock:
+            if version not in self._offered:
+                raise self._group.lost(f"placement version {version} is not held here, but {sorted(self._offered)}")
+            passed = [self._offered[v] for v in sorted(self._offered) if self._header.version < v <= version]
+            self._offered = {v: offer for v, offer in self._offered.items() if v >= version}
+        for offer in passed:
+            if offer.switch is not None:
+                offer.switch()
+        self._tables = passed[-1].tables
+
     def _padded_plan(self, stamp: Stamp, ids: torch.Tensor) -> Plan:
         """Sizes from the header alone; each source splits its own tokens."""
-        routing = self._tables[stamp.version].route_one(stamp.layer, ids, self.member)
+        pairs = sum(self._header.tokens) * self._form.top_k
+        few = self._sources > 1 and pairs < self._policy.floor * self._experts_per_layer
+        routing = self._tables.route_one(stamp.layer, ids, self.member, whole=few)
         rooms = {i: bucket(count) for i, count in enumerate(self._header.tokens) if count}
         send = {j: rooms[self.member] for j in self._peers(self._experts)} if self.member in rooms else {}
         receive = {i: rooms[i] for i in self._peers(list(rooms))} if self.member in self._experts else {}
@@ -102,7 +159,7 @@ class CollectiveExchange(Exchange):
     def _exact_plan(self, stamp: Stamp, ids: torch.Tensor) -> Plan:
         """Everyone's ids first; one split of all tokens gives every size."""
         everyone = self._gather_ids(stamp, ids)
-        routing, counts = self._tables[stamp.version].route_all(stamp.layer, everyone, self.member)
+        routing, counts = self._tables.route_all(stamp.layer, everyone, self.member)
         sources = [i for i, count in enumerate(self._header.tokens) if count]
         send = {j: len(routing.rows[j]) for j in self._peers(self._experts)} if self.member in sources else {}
         receive = {i: counts[i] for i in self._peers(sources)} if self.member in self._experts else {}

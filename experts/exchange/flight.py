@@ -4,7 +4,7 @@ What stays on this rank is not sent. Shape letters: T own tokens, N rows receive
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -52,7 +52,7 @@ class Dispatch:
             self.counts[i] = part.x.shape[0]
             parts.append(part)
         group.counters.dispatch_seconds += time.perf_counter() - started
-        return _joined(parts)
+        return replace(_joined(parts), rows=tuple(self.counts))
 
     def _pack(self, x: torch.Tensor, weights: torch.Tensor) -> None:
         routing, blocks = self.plan.routing, self._blocks.to_send()

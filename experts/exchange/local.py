@@ -37,17 +37,18 @@ class LocalExchange(Exchange):
     def __init__(self, placement: Placement, budget: int, device: torch.device | str = "cpu", epoch: int = 0) -> None:
         assert placement.ranks == 1, f"one process holds all slots, the placement has {placement.ranks} ranks"
         self.counters = ExchangeCounters()
-        self.member = 0
+        self.member, self.size = 0, 1
         self.lockstep = False
         self._budget = budget
         self._epoch = epoch
+        self._version = placement.version
         self._lookup = [_slot_lookup(placement, layer, device) for layer in range(placement.layers)]
 
     def open_step(self, wish: StepWish) -> StepHeader:
         step = self.counters.steps
         self.counters.steps += 1
         prefill = share_prefill(self._budget, (wish.decode,), (wish.prefill,), step)
-        return StepHeader(self._epoch, step, wish.version, (wish.decode + prefill[0],), prefill, wish.stop)
+        return StepHeader(self._epoch, step, self._version, (wish.decode + prefill[0],), prefill, wish.stop)
 
     def dispatch(self, layer: int, x: torch.Tensor, route: Route) -> DispatchHandle:
         started = time.perf_counter()

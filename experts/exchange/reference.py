@@ -29,7 +29,8 @@ def exchange_layer(
                     origins.append((source, token))
                     rows.append((x[token], local, route.weights[token]))
         if rows:
-            y = compute(rank, ExpertBatch(*(torch.stack(column) for column in zip(*rows, strict=True))))
+            x, local, weights = (torch.stack(column) for column in zip(*rows, strict=True))
+            y = compute(rank, ExpertBatch(x, local, weights))
             for row, (source, token) in enumerate(origins):
                 sums[source][token] += y[row]
     return sums

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from experts.exchange.split import SplitTable, split
+from experts.exchange.split import SplitPolicy, SplitTable, split, to_home
 from experts.membership import Membership
 from experts.placement import IntArray, Placement
 
@@ -37,16 +37,20 @@ class Routing:
 class Tables:
     """One placement version, ready to route for one membership."""
 
-    def __init__(self, placement: Placement, membership: Membership) -> None:
-        self._split = [SplitTable.of(placement, layer) for layer in range(placement.layers)]
+    def __init__(self, placement: Placement, membership: Membership, policy: SplitPolicy | None = None) -> None:
+        self._split = [SplitTable.of(placement, layer, policy) for layer in range(placement.layers)]
         self._seats = {i: m.rank for i, m in enumerate(membership.members) if m.holds_experts}
         assert sorted(self._seats.values()) == list(range(placement.ranks)), (self._seats, placement.ranks)
         self._ranks = list(self._seats)
         self._slots_per_rank = placement.slots_per_rank
 
-    def route_one(self, layer: int, ids: torch.Tensor, source: int) -> Routing:
-        """Route a source's own tokens without knowing the others'. ids: [T, K] int16 on the CPU."""
-        return self._routing(split(self._split[layer], ids.numpy(), turn=source))
+    def route_one(self, layer: int, ids: torch.Tensor, source: int, whole: bool = False) -> Routing:
+        """Route a source's own tokens without knowing the others'. ids: [T, K] int16 on the CPU.
+
+        whole: every expert goes to its home copy, so that sources which can't see each other read no copy twice.
+        """
+        table = self._split[layer]
+        return self._routing(to_home(table, ids.numpy()) if whole else split(table, ids.numpy(), turn=source))
 
     def route_all(self, layer: int, ids: dict[int, torch.Tensor], mine: int) -> tuple[Routing, dict[int, int]]:
         """Route member `mine`'s tokens by one split of everyone's; and the rows it gets from each member.

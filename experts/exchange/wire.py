@@ -20,12 +20,14 @@ class Route:
 class ExpertBatch:
     """Rows that arrived at a rank for one layer: each token at most once, with all its slots here.
 
-    x: [N, H] activations; slots: [N, K] int32 rank-local slot, -1 = none; weights: [N, K] float32.
+    x: [N, H] activations; slots: [N, K] int32 rank-local slot, -1 = none; weights: [N, K] float32; rows: per member of
+    the group, how many of the N are its tokens (they come in this order); empty: all are one source's.
     """
 
     x: torch.Tensor
     slots: torch.Tensor
     weights: torch.Tensor
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,11 @@ class StepWish:
     """What one rank brings to a step's header.
 
     decode: tokens of running sequences, always granted; prefill: prompt tokens it would like to run;
-    version: newest placement version it holds complete; stop: it wants the group to end after this step.
+    stop: it wants the group to end after this step.
     """
 
     decode: int = 0
     prefill: int = 0
-    version: int = 0
     stop: bool = False
 
 

@@ -102,6 +102,10 @@ class Engine:
         self._stopping = True
         self._ring(self._next_step)
 
+    def nudge(self) -> None:
+        """Have the group run a step although nobody has tokens: a new placement comes into use by it."""
+        self._ring(self._next_step)
+
     def stats(self) -> EngineStats:
         """What the last finished step left."""
         return self._stats
@@ -173,6 +177,8 @@ class Engine:
             logits = self._model.forward(batch, self._cache, self._experts)
         elif header.busy:
             self._experts.run_empty()
+        if header.busy:
+            self._experts.end_step(header)
         self._stats.forward_seconds += time.perf_counter() - started
         return logits
 

@@ -1,0 +1,58 @@
+"""RankActor: what the Ray actors of every role answer alike. Its event loop only passes messages; work runs in threads."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+
+from experts.lease import Lease
+from experts.loads import StepLoads
+from experts.migrate import Move, Staged
+from experts.placement import Placement
+from experts.rank import RankOrder, RankSeat
+from experts.threads import in_own_thread
+
+
+class RankActor:
+    """A seat with its lease. Created inside the actor's event loop."""
+
+    def __init__(self, order: RankOrder) -> None:
+        self._seat = RankSeat(order)
+        self._progress = (0, 0)
+        self._lease = Lease(lambda: os._exit(1))
+        self._ended: asyncio.Future[str] = asyncio.get_event_loop().create_future()
+
+    async def progress(self) -> tuple[int, int]:
+        """(bytes loaded, bytes in all)."""
+        return self._progress
+
+    async def ended(self) -> str:
+        """Waits until the step loop ends; empty when it was asked to, else why."""
+        return await asyncio.shield(self._ended)
+
+    async def ring(self, step: int) -> None:
+        """Some rank wants step `step` run."""
+        self._seat.bell.ring(step)
+
+    async def keep(self) -> None:
+        """The supervisor's sign of life."""
+        self._lease.renew()
+
+    async def steps(self) -> list[StepLoads]:
+        """Loads of the steps that ended since the last call."""
+        return await asyncio.to_thread(self._seat.steps)
+
+    async def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]:
+        """Fetch experts beside the running steps; see RankSeat."""
+        return await asyncio.to_thread(in_own_thread, lambda: self._seat.stage(moves, bandwidth))
+
+    async def offer(self, placement: Placement) -> None:
+        """Have a newer placement used as soon as all ranks offer it. Raises MoveFailed."""
+        await asyncio.to_thread(in_own_thread, lambda: self._seat.offer(placement))
+
+    async def drop_staged(self) -> None:
+        """Forget what was staged and not offered."""
+        self._seat.drop_staged()
+
+    def _end(self, reason: str) -> None:
+        if not self._ended.done():
+            self._ended.set_result(reason)
