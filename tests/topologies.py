@@ -47,7 +47,7 @@ class ThreadCluster:
         for seat in self.plan.seats:
             order = RankOrder(
                 seat.rank, self.plan.folder, self.plan.spec.experts, self.plan.placement, self.plan.dtype, "cpu",
-                torch.get_num_threads(), self.plan.engine.max_num_batched_tokens, "127.0.0.1", seat.holds_experts,
+                torch.get_num_threads(), self.plan.engine.max_num_batched_tokens, "127.0.0.1", seat.holds_experts, "secret",
             )  # fmt: skip
             self.seats.append(RankSeat(order))
         joins = [threading.Thread(target=self._join, args=(s, record), daemon=True) for s in self.seats]

@@ -65,8 +65,6 @@ def _closure(first: Change, open_changes: list[Change], copies: np.ndarray) -> l
         if copies[change.layer, change.old] + balance > 0:
             continue
         together.append(
-            next(
-                c for c in open_changes if c.layer == change.layer and c.new == change.old and c not in together
-            )  # fmt: skip
+            next(c for c in open_changes if c.layer == change.layer and c.new == change.old and c not in together)
         )
     return together

@@ -1,0 +1,329 @@
+"""Balancer: watches the loads, asks the policy, moves experts in rounds, and says why and what it brought.
+
+One at a time, beside the running steps; whatever fails leaves the placement in use as it is. Knows ranks through
+`RankPort` only, so it runs alike over Ray actors and over threads.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from cluster.balance.cost import CostModel
+from cluster.balance.forecast import forecast
+from cluster.balance.loads import History, LoadCollector, StepRow, excess_of
+from cluster.balance.planner import fetches
+from cluster.balance.policies.base import Policy, Situation
+from cluster.balance.policies.registry import PolicyFailed, ask
+from cluster.balance.rounds import rounds
+from cluster.balance.score import predicted_excess
+from cluster.balance.shape import ClusterShape
+from cluster.events import EventLog
+from experts.errors import UserError
+from experts.loads import StepLoads
+from experts.migrate import Move, Staged
+from experts.placement import Change, Placement
+from experts.weights_server import PeerSlot
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_POLL = 0.5  # s between looks at the loads
+_SWITCH_SECONDS = 10.0  # for all ranks to end a step under a placement that all offered
+_HISTORY = 240  # rows
+_LEAST_ROWS = 4
+
+
+class RankPort(Protocol):
+    """A rank as the balancer uses it. Every call may raise when the rank is gone."""
+
+    rank: int
+    title: str
+    holds: bool
+    host: str
+    weights_port: int
+
+    async def steps(self) -> list[StepLoads]: ...
+    async def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]: ...
+    async def offer(self, placement: Placement) -> None: ...
+    async def drop_staged(self) -> None: ...
+    async def version(self) -> int: ...
+    async def nudge(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BalancerSettings:
+    """enabled: acts by itself; interval: rows between plans; least_pairs: routed tokens a layer that make a row;
+    expert_bytes: of one slot; bandwidth: bytes/s of moves into a rank; staged_bytes: of a rank, in one round."""
+
+    enabled: bool
+    expert_bytes: int
+    least_pairs: int
+    interval: int = 20
+    bandwidth: float = 500e6
+    staged_bytes: int = 64 << 20
+    horizon: float = 200.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the policy wants. before, after: predicted excess; moves: experts that ranks fetch; cost: s of transfer."""
+
+    placement: Placement
+    before: float
+    after: float
+    moves: int
+    cost: float
+
+    @property
+    def text(self) -> str:
+        """A line."""
+        if not self.moves:
+            return f"no move pays at a predicted excess of {100 * self.before:.1f} %"
+        return (
+            f"{self.moves} experts to move, predicted excess {100 * self.before:.1f} % to {100 * self.after:.1f} %, "
+            f"{1e3 * self.cost:.1f} ms of transfer"
+        )
+
+
+class Stuck(Exception):
+    """A deadline of the balancer passed; the text says which."""
+
+
+class Balancer:
+    """`run` is a task of the supervisor's; `rebalance` may be called beside it."""
+
+    def __init__(
+        self, ports: Sequence[RankPort], sources: Sequence[int], placement: Placement, policy: Policy,
+        settings: BalancerSettings, events: EventLog,
+    ) -> None:  # fmt: skip
+        """ports: all members of the epoch, in its order; sources: those of them that run attention, by number."""
+        self.placement = placement
+        self.plans = self.rebalances = self.experts_moved = 0
+        self.rebalance_seconds = 0.0
+        self.state = "ok" if settings.enabled else "off"
+        self.reason = ""
+        self.last_text = ""
+        self._ports, self._policy, self._settings, self._events = ports, policy, settings, events
+        self._experts = [port for port in ports if port.holds]
+        self._collector = LoadCollector(placement, [port.rank for port in self._experts], sources)
+        self._history = History(_HISTORY, settings.least_pairs)
+        self._lock = asyncio.Lock()
+        self._planned_at = 0  # rows seen when it planned last
+        self._judge_at: tuple[int, Decision, float] | None = None  # rows, what was promised, what it was before
+        self.recorded: list[StepRow] | None = None  # where steps are kept for a trace, if they are
+
+    @property
+    def shape(self) -> ClusterShape:
+        """The expert ranks."""
+        return ClusterShape(self.placement.ranks, self.placement.slots_per_rank)
+
+    async def run(self) -> None:
+        """Look at the loads for ever, and rebalance when it is time."""
+        while True:
+            await asyncio.sleep(_POLL)
+            try:
+                await self.look()
+                if self._settings.enabled and self._due():
+                    async with self._lock:
+                        await self._consider()
+            except Exception as error:  # a rank died, or a bug: the cluster goes on with the placement it has
+                self._degrade(f"{type(error).__name__}: {error}")
+
+    async def look(self) -> None:
+        """Take in what the ranks counted since the last look."""
+        told = await asyncio.gather(*(port.steps() for port in self._experts))
+        for port, steps in zip(self._experts, told, strict=True):
+            self._collector.add(port.rank, steps)
+        for row in self._collector.take():
+            if self.recorded is not None:
+                self.recorded.append(row)
+            self._history.add(row)
+        self._judge()
+
+    async def rebalance(self, dry_run: bool) -> Decision:
+        """Plan now, and move unless `dry_run`. Raises UserError when there is nothing to plan from."""
+        async with self._lock:
+            await self.look()
+            if len(self._history) == 0:
+                raise UserError("no loads yet", "some requests first", "rebalance")
+            decision = await self._decide()
+            if not dry_run and decision.moves:
+                await self._carry_out(decision)
+            return decision
+
+    def _due(self) -> bool:
+        return len(self._history) >= _LEAST_ROWS and self._history.total - self._planned_at >= self._settings.interval
+
+    async def _consider(self) -> None:
+        try:
+            decision = await self._decide()
+        except PolicyFailed as error:
+            self._degrade(str(error))
+            self._planned_at = self._history.total
+            return
+        if decision.moves:
+            await self._carry_out(decision)
+        elif self.state == "stuck":
+            self.state, self.reason = "ok", ""
+
+    async def _decide(self) -> Decision:
+        """Ask the policy, beside the event loop."""
+        self._planned_at = self._history.total
+        self.plans += 1
+        loads, steps = self._history.loads(), sum(row.steps for row in self._history.newest(self._settings.interval))
+        busy = sum(float(row.seconds.max()) for row in self._history.newest(self._settings.interval))
+        cost = CostModel(
+            max(busy / max(steps, 1), 1e-6),
+            self._settings.expert_bytes,
+            self._settings.bandwidth,
+            self._settings.horizon,
+        )
+        situation = Situation(loads, self.placement, self.shape, cost, self._settings.interval)
+
+        def plan() -> Decision:
+            wanted = ask(self._policy, situation)
+            rows = forecast(loads, self._settings.interval)
+            before = predicted_excess(rows, self.placement, self.shape)
+            moves = int(fetches(self.placement, wanted).sum())
+            after = predicted_excess(rows, wanted, self.shape) if moves else before
+            return Decision(wanted, before, after, moves, moves * cost.move_seconds())
+
+        decision = await asyncio.to_thread(plan)
+        self.last_text = decision.text
+        return decision
+
+    async def _carry_out(self, decision: Decision) -> None:
+        started = time.monotonic()
+        was = excess_of(self._history.newest(self._settings.interval))
+        self._note("rebalance", decision.text)
+        limit = max(1, self._settings.staged_bytes // self._settings.expert_bytes)
+        moved = 0
+        try:
+            for target in rounds(self.placement, decision.placement, limit):
+                done = await self._round(target)
+                moved += done
+                if self.placement is not target:
+                    break  # some move failed: the next plan starts from what is
+        except Stuck as stuck:
+            await self._drop()
+            self._degrade(str(stuck))
+        except Exception:
+            await self._drop()
+            raise
+        else:
+            self.state, self.reason = "ok" if self._settings.enabled else "off", ""
+        seconds = time.monotonic() - started
+        self.rebalances += moved > 0
+        self.experts_moved += moved
+        self.rebalance_seconds += seconds
+        self._note(
+            "moved", f"{moved} of {decision.moves} experts in {seconds:.2f} s, placement {self.placement.version}"
+        )
+        self._judge_at = (self._history.total + self._settings.interval, decision, was)
+
+    async def _round(self, target: Placement) -> int:
+        """Stage one round's moves, switch to what of it arrived. Returns the experts fetched."""
+        changes = self.placement.diff(target)
+        per_rank = {port.rank: self._moves(port, changes) for port in self._experts}
+        most = max(map(len, per_rank.values()), default=0)
+        deadline = 10.0 + 5 * most * self._settings.expert_bytes / self._settings.bandwidth
+        calls = [port.stage(per_rank[port.rank], self._settings.bandwidth) for port in self._experts]
+        told = await _within(deadline, asyncio.gather(*calls), f"fetching {most} experts")
+        failed = [(port, s) for port, staged in zip(self._experts, told, strict=True) for s in staged if s.error]
+        for port, one in failed:
+            self._note(
+                "move failed", f"expert {one.move.expert} of layer {one.move.layer} to {port.title}: {one.error}"
+            )
+        width = self.placement.slots_per_rank
+        lost = {(one.move.layer, port.rank * width + one.move.slot) for port, one in failed}
+        reached = without(self.placement, target, lost) if lost else target
+        self._collector.know(reached)
+        await _within(_SWITCH_SECONDS, asyncio.gather(*(p.offer(reached) for p in self._ports)), "offering a placement")
+        await _within(_SWITCH_SECONDS, self._in_use(reached.version), f"switching to placement {reached.version}")
+        fetched = int(fetches(self.placement, reached).sum())
+        self.placement = reached
+        await self._drop()
+        return fetched
+
+    async def _in_use(self, version: int) -> None:
+        while True:
+            source = next(port for port in self._ports if not port.holds) if self._has_attention else self._ports[0]
+            await source.nudge()
+            if min(await asyncio.gather(*(port.version() for port in self._ports))) >= version:
+                return
+            await asyncio.sleep(0.01)
+
+    @property
+    def _has_attention(self) -> bool:
+        return any(not port.holds for port in self._ports)
+
+    def _moves(self, port: RankPort, changes: Sequence[Change]) -> list[Move]:
+        """What a rank fetches, each expert from its live copies: ranks of the same host first, turned so that sources
+        share the work."""
+        width = self.placement.slots_per_rank
+        by_rank = {p.rank: p for p in self._experts}
+        out = []
+        for n, change in enumerate(changes):
+            if change.slot // width != port.rank or change.new < 0:
+                continue
+            slots = np.flatnonzero(self.placement.slot_expert[change.layer] == change.new).tolist()
+            turned = slots[n % len(slots) :] + slots[: n % len(slots)]
+            turned.sort(key=lambda slot: by_rank[slot // width].host != port.host)
+            peers = tuple(
+                PeerSlot(by_rank[s // width].host, by_rank[s // width].weights_port, s % width) for s in turned
+            )
+            out.append(Move(change.layer, change.slot % width, change.new, peers))
+        return out
+
+    def _judge(self) -> None:
+        """Some time after a rebalance: what it really brought."""
+        if self._judge_at is None or self._history.total < self._judge_at[0]:
+            return
+        _, decision, was = self._judge_at
+        self._judge_at = None
+        now = excess_of(self._history.newest(self._settings.interval))
+        self._note(
+            "brought",
+            f"excess {100 * was:.1f} % before, {100 * now:.1f} % since ({100 * decision.after:.1f} % was predicted)",
+        )
+
+    async def _drop(self) -> None:
+        """Forget what was staged, wherever a rank still answers."""
+        await asyncio.gather(*(port.drop_staged() for port in self._experts), return_exceptions=True)
+
+    def _degrade(self, reason: str) -> None:
+        """Balancing does not go on as it should: told once, and shown until it does."""
+        if reason != self.reason:
+            log.warning("balancer: %s", reason)
+            self._note("balancer", reason)
+        self.state, self.reason = "stuck", reason
+
+    def _note(self, kind: str, text: str) -> None:
+        self._events.add(time.time(), kind, text)
+
+
+def without(current: Placement, target: Placement, failed: set[tuple[int, int]]) -> Placement:
+    """`target` less some (layer, slot) changes, and less whatever would leave an expert without a copy then."""
+    table = target.slot_expert.copy()
+    for layer, slot in failed:
+        table[layer, slot] = current.slot_expert[layer, slot]
+    for layer, row in enumerate(table):
+        while True:
+            held = np.bincount(row[row >= 0], minlength=current.experts)
+            missing = np.flatnonzero(held == 0)
+            if not len(missing):
+                break
+            gone = current.slot_expert[layer] == missing[0]
+            row[gone] = missing[0]
+    return replace(target, slot_expert=table)
+
+
+async def _within(seconds: float, work: Awaitable[T], what: str) -> T:
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except TimeoutError:
+        raise Stuck(f"{what} took more than {seconds:.0f} s") from None

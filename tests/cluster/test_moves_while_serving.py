@@ -1,0 +1,125 @@
+"""Experts move between ranks while requests run: answers stay what they were, whatever fails on the way."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.balance.rounds import rounds
+from experts.digest import digest_of
+from experts.migrate import Move
+from experts.placement import Placement
+from experts.rank import RankSeat
+from experts.weights_server import PeerSlot
+from router_svc.request import EngineRequest
+from tests import checkpoints
+from tests.engines import sampling
+from tests.topologies import ThreadCluster, running
+
+
+@pytest.fixture(scope="module")
+def hunyuan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.make("hunyuan_v1_moe", tmp_path_factory.mktemp("moves") / "model")
+
+
+def prompts(count: int) -> list[EngineRequest]:
+    rng = np.random.default_rng(7)
+    ids = [tuple(rng.integers(1, checkpoints.VOCABULARY, 5 + 9 * i).tolist()) for i in range(count)]
+    return [EngineRequest(f"r{i}", prompt, sampling(24)) for i, prompt in enumerate(ids)]
+
+
+def holders(cluster: ThreadCluster) -> dict[int, RankSeat]:
+    return {seat.order.rank: seat for seat in cluster.seats if seat.order.holds}
+
+
+def moves_to(cluster: ThreadCluster, before: Placement, after: Placement, rank: int) -> list[Move]:
+    """What a rank must fetch, from the first other rank that has it."""
+    out = []
+    for change in before.diff(after):
+        if change.slot // before.slots_per_rank != rank or change.new < 0:
+            continue
+        copies = np.flatnonzero(before.slot_expert[change.layer] == change.new)
+        ports = {r: seat.report().weights_port for r, seat in holders(cluster).items()}
+        sources = tuple(
+            PeerSlot("127.0.0.1", ports[int(c) // before.slots_per_rank], int(c) % before.slots_per_rank)
+            for c in copies
+        )
+        out.append(Move(change.layer, change.slot % before.slots_per_rank, change.new, sources))
+    return out
+
+
+def go_to(cluster: ThreadCluster, before: Placement, after: Placement) -> None:
+    """One round, as the balancer takes it: stage everywhere, then offer everywhere, then wait until it is in use."""
+    for rank, seat in holders(cluster).items():
+        staged = seat.stage(moves_to(cluster, before, after, rank), 1e9)
+        assert not [s.error for s in staged if s.error]
+    for seat in cluster.seats:
+        seat.offer(after)
+    cluster.engines[0].nudge()
+    for _ in range(1000):
+        if all(seat.report().version >= after.version for seat in cluster.seats):
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("the new placement did not come into use")
+
+
+def shuffled(placement: Placement, seed: int) -> Placement:
+    """The same copies in other slots, all layers: the most that can move."""
+    rng = np.random.default_rng(seed)
+    table = np.stack([row[rng.permutation(len(row))] for row in placement.slot_expert])
+    return Placement(placement.version, placement.ranks, placement.slots_per_rank, table)
+
+
+@pytest.mark.parametrize("topology", ["1+2", "2+2", "colocated2"])
+def test_tokens_stay_the_same_while_experts_move(topology: str, hunyuan_folder: Path) -> None:
+    with running(hunyuan_folder, topology, num_redundant_experts=4) as cluster:
+        quiet = cluster.complete(prompts(6))
+        current, stop, versions = cluster.plan.placement, threading.Event(), []
+
+        def mover() -> None:
+            nonlocal current
+            seed = 0
+            while not stop.is_set():
+                for placement in rounds(current, shuffled(current, seed), 3):
+                    go_to(cluster, current, placement)
+                    current = placement
+                    versions.append(current.version)
+                seed += 1
+
+        thread = threading.Thread(target=mover)
+        thread.start()
+        for _ in range(3):
+            assert cluster.complete(prompts(6)) == quiet
+        stop.set()
+        thread.join(60)
+        assert not thread.is_alive()
+        assert len(versions) >= 3, "nothing moved while requests ran"
+        assert cluster.complete(prompts(6)) == quiet
+        for rank, seat in holders(cluster).items():
+            assert seat.slots is not None
+            fresh = seat.slots.like_a_slot(0)
+            assert len(fresh) == len(seat.slots.parts(0, 0))
+            assert seat.report().switch_seconds > 0
+            assert (current.local(rank) >= -1).all()
+
+
+def test_a_failed_fetch_changes_nothing_and_the_checkpoint_helps(hunyuan_folder: Path) -> None:
+    with running(hunyuan_folder, "1+2", num_redundant_experts=4) as cluster:
+        quiet = cluster.complete(prompts(2))
+        before = cluster.plan.placement
+        seat = holders(cluster)[0]
+        assert seat.slots is not None
+        expert = int(before.local(1)[0, 0])
+        digests = digest_of(seat.slots.parts(0, 0))
+        wrong = PeerSlot("127.0.0.1", holders(cluster)[1].report().weights_port, 5)
+        gone = PeerSlot("127.0.0.1", 1, 0)
+        (staged,) = seat.stage([Move(0, 0, expert, (wrong, gone))], 1e9)
+        assert staged.origin == "checkpoint"
+        assert not staged.error
+        right = holders(cluster)[1].slots
+        assert right is not None
+        assert staged.digest == digest_of(right.parts(0, 0)), "the checkpoint's copy is the peer's"
+        seat.drop_staged()
+        assert digest_of(seat.slots.parts(0, 0)) == digests
+        assert cluster.complete(prompts(2)) == quiet
