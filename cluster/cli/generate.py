@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import sys
 from typing import Annotated, Any, Optional
 
@@ -55,12 +56,11 @@ def connect(target: str) -> Any:
 
 
 def checked(text: str, where: str) -> str:
-    """A text of the command line. Raises UserError where its bytes were no UTF-8, which Python takes in as surrogates."""
+    """A text of the command line as UTF-8, whatever the locale says it is. Raises UserError where its bytes are none."""
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"invalid UTF-8 at character {error.start}", "UTF-8 text", where) from None
-    return text
+        return os.fsencode(text).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"invalid UTF-8 at byte {error.start}", "UTF-8 text", where) from None
 
 
 def read_stdin() -> str:

@@ -25,6 +25,8 @@ _PLAIN_FIELDS = (
     "frequency_penalty", "logprobs", "n",
 )  # fmt: skip
 
+_FAR = 86400.0  # s; a client's deadline beyond is none
+
 
 def generate_call(request: pb.GenerateRequest, remaining: float | None) -> GenerateCall:
     """remaining: seconds to the client's own deadline, None without one. Raises ApiError for fields that can't be."""
@@ -135,9 +137,9 @@ def _refuse_resume(request: pb.GenerateRequest | pb.ChatRequest) -> None:
 
 def _timeout(request: pb.GenerateRequest | pb.ChatRequest, remaining: float | None) -> float | None:
     own = request.timeout if request.HasField("timeout") else None
-    if remaining is not None and (own is None or remaining < own) and remaining < 86400:
-        return max(remaining, 1e-3)
-    return own
+    if remaining is None or remaining >= _FAR or not (own is None or remaining < own <= _FAR):
+        return own  # wrong ones too, which the service names
+    return max(remaining, 1e-3)
 
 
 def _sampling(s: pb.Sampling) -> SamplingFields:

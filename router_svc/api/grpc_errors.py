@@ -6,6 +6,7 @@ from functools import wraps
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from router_svc.api.calls import ApiError
 from router_svc.request import Code
@@ -22,12 +23,39 @@ async def abort(context: grpc.aio.ServicerContext, error: ApiError) -> NoReturn:
     raise AssertionError("abort raises")
 
 
+class Undecodable:
+    """Stands for a request whose bytes are no message; `guarded` refuses it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = ApiError(Code.INVALID_ARGUMENT, f"request: found {error}, expected a protobuf message")
+
+
+class DecodeErrors(grpc.aio.ServerInterceptor):
+    """Makes bytes that are no message of ours Undecodable; grpc itself would answer UNKNOWN with inner details."""
+
+    async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith("/tokenyard."):
+            return handler
+        decode = handler.request_deserializer
+
+        def decoded(raw: bytes) -> Any:
+            try:
+                return decode(raw)
+            except DecodeError as error:
+                return Undecodable(error)
+
+        return handler._replace(request_deserializer=decoded)
+
+
 def guarded(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """A unary method whose ApiErrors become codes, and whose bugs become INTERNAL and a log line."""
 
     @wraps(method)
     async def call(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
+            if isinstance(request, Undecodable):
+                raise request.error
             return await method(self, request, context)
         except ApiError as error:
             await abort(context, error)
@@ -46,6 +74,8 @@ def guarded_stream(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., A
     @wraps(method)
     async def call(self: Any, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         try:
+            if isinstance(request, Undecodable):
+                raise request.error
             async for answer in method(self, request, context):
                 yield answer
         except ApiError as error:

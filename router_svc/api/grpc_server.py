@@ -7,6 +7,7 @@ from grpc_reflection.v1alpha import reflection
 from experts.errors import UserError
 from router_svc.api.admin import AdminBackend
 from router_svc.api.grpc_admin import AdminServicer
+from router_svc.api.grpc_errors import DecodeErrors
 from router_svc.api.grpc_inference import InferenceServicer
 from router_svc.api.service import Service
 from router_svc.proto import tokenyard_pb2 as pb
@@ -23,11 +24,12 @@ class GrpcServer:
         self._host, self._wanted = host, port
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
+            interceptors=(DecodeErrors(),),
             options=(
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
                 ("grpc.max_send_message_length", -1),
-            )
+            ),
         )
         rpc.add_InferenceServicer_to_server(InferenceServicer(service), self._server)
         rpc.add_AdminServicer_to_server(AdminServicer(admin), self._server)

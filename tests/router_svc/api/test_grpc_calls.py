@@ -121,6 +121,13 @@ def test_admin_names_that_are_not_built(server: RunningServer) -> None:
                 call(request)
             assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
             assert "not available" in caught.value.details()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.WatchStatus(pb.WatchStatusRequest()))
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        assert "WatchStatus" in caught.value.details()
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"")
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_cancel_and_deadline_free_the_blocks(client: Client, server: RunningServer) -> None:

@@ -142,6 +142,25 @@ def test_hostile_values_are_named(server: RunningServer, request_: Any, named: s
     assert named in details
 
 
+@pytest.mark.parametrize("name", ["Generate", "GenerateStream", "Chat", "ChatStream", "Tokenize", "Detokenize"])
+@pytest.mark.parametrize("raw", [b"\xff\xff\xff", b"\x1a\x02\xff\xfe\x0a\x01\xff", b"\x0a\x7fshort"])
+def test_bytes_that_are_no_message_are_invalid(server: RunningServer, name: str, raw: bytes) -> None:
+    with grpc.insecure_channel(server.target) as channel:
+        kind = channel.unary_stream if name.endswith("Stream") else channel.unary_unary
+        code, details = outcome(lambda: kind(f"/tokenyard.v1.Inference/{name}")(raw))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "protobuf" in details
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), 1e9, 0.0, -1.0])
+def test_a_wrong_timeout_is_refused_beside_a_deadline_too(server: RunningServer, timeout: float) -> None:
+    with grpc.insecure_channel(server.target) as channel:
+        request = pb.GenerateRequest(text="a", timeout=timeout, sampling=pb.Sampling(max_tokens=1))
+        code, details = outcome(lambda: rpc.InferenceStub(channel).Generate(request, timeout=30))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "timeout" in details
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=_WORDS, ids=st.lists(_near(-1, 513), max_size=20), special=st.none() | st.booleans())
 def test_tokens_there_and_back(server: RunningServer, text: str, ids: list[int], special: bool | None) -> None:

@@ -112,7 +112,7 @@ def test_http_readers_that_stop_are_held_and_others_go_on(server: RunningServer)
     while steps != server.stats().steps:  # until all three are held, nothing else runs
         steps = server.stats().steps
         time.sleep(0.3)
-    assert server.stats().generated_tokens - before < 3 * 8 * 1000
+    assert server.stats().generated_tokens - before < 3 * 8 * 1800
     with Client(server.target) as client:
         (answer,) = client.generate("Once", max_tokens=50, ignore_eos=True)
     assert answer.usage["completion_tokens"] == 50

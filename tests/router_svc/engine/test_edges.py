@@ -114,3 +114,41 @@ def test_readers_that_come_back_at_once_run_beyond_the_batch(folder: Path) -> No
             seen[event.request_id].extend(event.token_ids)
         assert list(seen.values()) == wanted
         harness.quiet()
+
+
+def test_a_step_that_fails_ends_what_ran_and_nothing_else(folder: Path) -> None:
+    ids = prompt(3 * BLOCK, 5)
+    with running(folder) as harness:
+        (wanted,) = harness.complete([EngineRequest("before", ids, sampling(8))])
+        model, broken = harness.engine._model, [True]
+        forward = model.forward
+
+        def failing(*arguments: object) -> object:
+            if broken.pop():
+                raise ZeroDivisionError("on purpose")
+            model.forward = forward  # type: ignore[method-assign]
+            return forward(*arguments)  # type: ignore[arg-type]
+
+        broken.insert(0, False)
+        model.forward = failing  # type: ignore[method-assign, assignment]
+        harness.engine.post(EngineRequest("hit", ids, sampling(8), n=2))
+        (failed,) = harness.collect(1)["hit", -1]
+        assert isinstance(failed, FailedEvent)
+        assert failed.code == Code.INTERNAL
+        for number in range(2):
+            assert harness.complete([EngineRequest(f"after{number}", ids, sampling(8))]) == [wanted]
+        harness.quiet()
+
+
+def test_cancelling_the_choice_whose_prompt_the_others_share(folder: Path) -> None:
+    ids = prompt(6 * BLOCK, 9)
+    fields = {"seed": 4, **DRAWN}
+    with running(folder, max_num_batched_tokens=20) as harness:
+        wanted = harness.complete([EngineRequest("all", ids, sampling(10, **fields), n=3)])
+    with running(folder, max_num_batched_tokens=20) as harness:
+        harness.engine.post(EngineRequest("rest", ids, sampling(10, **fields), n=3))
+        harness.engine.post(Cancel("rest", 0))
+        got = harness.collect(2)
+        assert [tokens_of(got["rest", choice]) for choice in (1, 2)] == wanted[1:]
+        harness.quiet()
+        assert harness.complete([EngineRequest("rest", ids, sampling(10, **fields), n=3)]) == wanted
