@@ -35,27 +35,31 @@ from router_svc.ingress import IngressOrder
 from router_svc.serve_app import HttpReplica
 
 SAME_SIGNAL = 1.0  # s; a shell and a wrapper may both pass one Ctrl-C on
+_SERVE_START = 15.0  # s that Serve may take to start before it is stopped halfway
 _OBJECT_STORE = 80 << 20  # bytes; tokens and weights never go through it
 
 
-class Stopped(BaseException):
+class Stopped(Exception):
     """A signal asked to end."""
 
 
 class RayCluster:
     """Everything that `serve` starts on Ray. `stop` leaves nothing of it behind."""
 
-    def __init__(self, plan: ServePlan, ray_started: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, plan: ServePlan, go_on: Callable[[], None] = lambda: None) -> None:
+        """go_on: called every now and then while starting; what it raises breaks the start off."""
         http_port = plan.config.http_port or _free_port(plan.config.host)
         self.plan = replace(plan, config=replace(plan.config, http_port=http_port))
         self.namespace = f"tokenyard-{secrets.token_hex(4)}"
         self.app = self.namespace
         self.private = plan.config.ray_address is None and not os.environ.get("RAY_ADDRESS")
-        self._ray_started = ray_started
+        self._go_on = go_on
         self.joined = False  # whether this object called ray.init
         self.supervisor: Any = None
         self.door: Any = None
         self.grpc_port = 0
+        self._http: _Background | None = None
+        self._served = False  # whether there may be something of ours on Serve
 
     @property
     def http_port(self) -> int:
@@ -64,23 +68,25 @@ class RayCluster:
 
     def start(self, view: LoadingView) -> None:
         """Bring all up; ready when it returns. Raises UserError for what the user can mend."""
+        self._go_on()
         self._start_ray()
-        self._ray_started()
+        self._go_on()
         self.supervisor = ray.remote(Supervisor).options(**self._options("supervisor", 256)).remote(
             self.plan, self.namespace, _log_dir()
         )  # fmt: skip
         loaded = self.supervisor.start.remote()
-        http = _Background(self._start_serve)
+        self._http = _Background(self._start_serve)
         self._wait(loaded, view)
         order = IngressOrder(
             self.plan.folder, self.plan.spec, self.plan.config.reasoning_parser, self.plan.limits, self.plan.info
         )
         self.door = ray.remote(Door).options(**self._options("door", 4096), max_restarts=-1).remote()
         port = self.door.start.remote(order, self.supervisor, self.plan.config.host, self.plan.config.grpc_port)
-        http.join()
+        self._http.join(self._go_on)
         deployment: Any = HttpReplica
+        self._served = True
         serve.run(deployment.bind(order, self.supervisor), name=self.app, route_prefix="/")
-        self.grpc_port = _get(port)
+        self.grpc_port = self._get(port)
         self.supervisor.add_door.remote(self.door, order, self.grpc_port)
         self._await_http()
 
@@ -103,13 +109,16 @@ class RayCluster:
 
     def stop(self) -> None:
         """Drain the doors, end the ranks, then Ray if it is ours."""
+        if self._http is not None:  # Ray must not go while a thread is inside it
+            self._http.wait(_SERVE_START)
         if self.door is not None:
             _quietly(lambda: ray.get(self.door.stop.remote(2.0), timeout=5))
         if self.supervisor is not None:
             _quietly(lambda: ray.get(self.supervisor.stop.remote(), timeout=8))
         if not ray.is_initialized():
             return
-        _quietly(lambda: serve.delete(self.app, _blocking=not self.private))
+        if self._served:
+            _quietly(lambda: serve.delete(self.app, _blocking=not self.private))
         for actor in (self.door, self.supervisor):
             if actor is not None:
                 _quietly(lambda actor=actor: ray.kill(actor))
@@ -164,12 +173,19 @@ class RayCluster:
             if done:
                 _get(loaded)
                 return
+            self._go_on()
+
+    def _get(self, reference: Any) -> Any:
+        while not ray.wait([reference], timeout=0.2)[0]:
+            self._go_on()
+        return _get(reference)
 
     def _await_http(self) -> None:
         """The first call makes the replica connect."""
         url = f"http://{self.plan.config.host}:{self.http_port}/health"
         until = time.monotonic() + 30
         while True:
+            self._go_on()
             try:
                 with urllib.request.urlopen(url, timeout=5) as answer:
                     if answer.status == 200:
@@ -181,17 +197,40 @@ class RayCluster:
 
 
 class _Signals:
-    """SIGINT and SIGTERM: the first asks to end (and breaks off a start), a later one ends at once."""
+    """SIGINT and SIGTERM: the first asks to end, a later one ends at once.
+
+    Nothing is raised out of a handler: it runs in the midst of whatever Ray does, which then is left half done.
+    """
 
     def __init__(self) -> None:
         self.asked = threading.Event()
-        self.starting = True
         self._when = 0.0
 
     def install(self) -> None:
-        """Take the signals over; once more after ray.init, which takes SIGTERM for itself."""
+        """Take the signals over. Ray takes SIGTERM for itself while it starts, twice, and is kept from it."""
+        self._take()
+        ray._private.utils.set_sigterm_handler = lambda handler: None
+        connect = ray._private.worker.connect
+
+        def connect_without_sigterm(*arguments: Any, **options: Any) -> Any:
+            """Its native part sets a handler that ends the process; nothing is forked here to inherit the mask."""
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            try:
+                return connect(*arguments, **options)
+            finally:
+                self._take()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+        ray._private.worker.connect = connect_without_sigterm
+
+    def _take(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
+
+    def go_on(self) -> None:
+        """Raise Stopped once a signal asked to end."""
+        if self.asked.is_set():
+            raise Stopped
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked.is_set():
@@ -200,26 +239,20 @@ class _Signals:
             return
         self._when = time.monotonic()
         self.asked.set()
-        if self.starting:
-            raise Stopped
 
 
 def run(plan: ServePlan) -> None:
     """Serve until SIGINT or SIGTERM."""
     signals = _Signals()
     signals.install()
-    cluster = RayCluster(plan, signals.install)
+    cluster = RayCluster(plan, signals.go_on)
     try:
         with LoadingView(plan.seats) as view, contextlib.suppress(Stopped):
             cluster.start(view)
-            signals.starting = False
+            signals.go_on()
             print(ready_line(plan, cluster.grpc_port, cluster.http_port), flush=True)
             cluster.watch(signals.asked, lambda line: print(f"tokenyard: {line}", file=sys.stderr, flush=True))
-    except SystemExit as ended:  # Ray's own handler, in the moment before ours is back
-        if ended.code != signal.SIGTERM:
-            raise
     finally:
-        signals.starting = False
         cluster.stop()
 
 
@@ -245,8 +278,15 @@ class _Background:
         except BaseException as error:  # handed to `join`
             self._error = error
 
-    def join(self) -> None:
-        self._thread.join()
+    def wait(self, seconds: float) -> None:
+        """Until the work has ended, well or not, or `seconds` have passed."""
+        self._thread.join(seconds)
+
+    def join(self, go_on: Callable[[], None]) -> None:
+        """Until the work has ended; raises its error, and what `go_on` raises meanwhile."""
+        while self._thread.is_alive():
+            self._thread.join(0.1)
+            go_on()
         if self._error is not None:
             raise self._error
 
