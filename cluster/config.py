@@ -45,6 +45,12 @@ class ServeConfig:
     max_queue_len: int = option(1024, "Requests that may wait in an attention worker.", 1, 1 << 20)
     served_model_name: str | None = option(None, "The model's name in answers. Default: the folder's.")
     placement: Path | None = option(None, "Expert placement (.npz) to start with.")
+    enable_eplb: bool | None = option(
+        None, "Live balancing: experts move to where the load is. Default: on when there are redundant slots."
+    )
+    eplb_policy: str = option("tokenyard", "What decides placements: a name, or module:Class.")
+    eplb_interval: int = option(20, "Samples of the load between two plans.", 1, 1 << 20)
+    record_loads: Path | None = option(None, "Write the experts' loads, step by step, to this file (.npz) at the end.")
     reasoning_parser: str = option("auto", "How reasoning is told from content.", choices=PARSERS)
     host: str = option("127.0.0.1", "Address to listen on.")
     grpc_port: int = option(50051, "Port of the gRPC server, 0 = any free one.", 0, 65535)
@@ -78,6 +84,10 @@ class ServeConfig:
             )
         if not self.colocate and self.attention_workers > 1 and self.experts == 0:
             raise UserError("0 with several attention workers", "at least 1, or --colocate", "--expert-workers")
+        if self.enable_eplb and self.expert_seats < 2:
+            raise UserError(
+                f"{self.expert_seats} rank with experts", "at least 2, between which experts can move", "--enable-eplb"
+            )
         if self.grpc_port == self.http_port and self.grpc_port:
             raise UserError(f"{self.http_port}, the gRPC port", "another port", "--http-port")
 
@@ -127,7 +137,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             close = get_close_matches(spelled, names, 1)
             raise UserError(f"unknown key {key!r}", f"{close[0]!r}?" if close else "an option of serve", str(path))
         name = names[spelled]
-        if name == "placement" and isinstance(value, str):
+        if name in ("placement", "record_loads") and isinstance(value, str):
             value = Path(value)
         if name != "model":
             check_value(name, value, f"{path} {key}")

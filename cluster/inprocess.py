@@ -3,12 +3,15 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from cluster.balance.loads import LoadCollector
 from cluster.metrics import rank_metrics
 from cluster.plan import ServePlan
+from cluster.recorder import LoadRecorder
 from cluster.status import RankView, StatusBook
 from experts.checkpoint.reader import CheckpointReader
 from experts.doorbell import Doorbell
@@ -29,6 +32,7 @@ from router_svc.engine.step_loop import Engine
 from router_svc.models.decoder import CausalModel, build_model
 from router_svc.request import Event
 
+_LOOK = 0.5  # s between looks at the loads, where they are recorded
 Progress = Callable[[int, int, int], None]  # rank, bytes done, bytes in all
 
 
@@ -94,10 +98,14 @@ class LocalAdmin:
         self._plan, self._rank, self._engines = plan, rank, engines
         self._book = StatusBook(plan.name, plan.placement.slots_per_rank)
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self, events: bool = False) -> dict[str, Any]:
         state, reason = self._engines.state()
         view = RankView.here(self._plan.seats[0], self._rank.experts.loads.snapshot(), self._rank.engine.stats())
-        return self._book.status([view], 0, self._plan.placement.version, state, reason)
+        told = self._book.status([view], 0, self._plan.placement.version, state, reason)
+        return told | ({"events": []} if events else {})
+
+    async def rebalance(self, dry_run: bool) -> dict[str, Any]:
+        raise UserError("one process", "at least 2 ranks with experts, between which experts can move", "rebalance")
 
     async def placement(self) -> Placement:
         return self._plan.placement
@@ -109,7 +117,7 @@ class LocalAdmin:
                 self._plan.seats[0], rank.experts.loads.snapshot(), rank.engine.stats(), rank.exchange.counters
             )
         ]
-        return ingress_page + rank_metrics(views, self._book)
+        return ingress_page + rank_metrics(views, self._book, self._plan.placement)
 
 
 class LocalServer:
@@ -123,6 +131,7 @@ class LocalServer:
         self.http_port = 0
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
+        self._recording: asyncio.Task[None] | None = None
 
     async def start(self, progress: Progress | None = None) -> None:
         """Load and listen; ready when it returns."""
@@ -132,6 +141,8 @@ class LocalServer:
         engines = LocalEngines(loop)
         self.rank = await asyncio.to_thread(LocalRank, plan, engines.deliver, progress)
         self.engines = engines
+        if plan.config.record_loads is not None:
+            self._recording = asyncio.create_task(self._record(plan.config.record_loads))
         self.service = Service(text, engines, plan.limits, plan.info, IngressMetrics())
         admin = LocalAdmin(plan, self.rank, engines)
         self.grpc = GrpcServer(self.service, admin, plan.config.host, plan.config.grpc_port)
@@ -140,6 +151,23 @@ class LocalServer:
         self.rank.start()
         engines.attach(self.rank.engine.post)
         await self.grpc.show_state("ready")
+
+    async def _record(self, path: Path) -> None:
+        """Keep the loads of every step until the server stops, then write them."""
+        assert self.rank is not None, "there is a rank before there are steps"
+        recorder = LoadRecorder(path, self.plan.name, self.plan.spec.experts.top_k)
+        collector = LoadCollector(self.plan.placement, [0], [0])
+        try:
+            while True:
+                await asyncio.sleep(_LOOK)
+                collector.add(0, self.rank.experts.loads.drain())
+                for row in collector.take():
+                    recorder.add(row)
+        finally:
+            collector.add(0, self.rank.experts.loads.drain())
+            for row in collector.take():
+                recorder.add(row)
+            recorder.save()
 
     async def _start_http(self, admin: LocalAdmin) -> None:
         assert self.service is not None, "the service is built before its faces"
@@ -166,6 +194,9 @@ class LocalServer:
         if self.grpc is not None:
             await self.grpc.stop(grace)
         await asyncio.to_thread(self.rank.stop)
+        if self._recording is not None:
+            self._recording.cancel()
+            await asyncio.gather(self._recording, return_exceptions=True)
         if self._http_task is not None:
             await self._http_task
 

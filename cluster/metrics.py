@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from cluster.status import RankView, StatusBook
+from cluster.status import BalancerView, RankView, StatusBook
+from experts.placement import Placement
 
 # (name, help, how to read it from an engine's stats)
 _ENGINE_GAUGES = (
@@ -51,11 +53,14 @@ def merge_pages(pages: Sequence[str]) -> str:
     return generate_latest(registry).decode()
 
 
-def rank_metrics(views: Sequence[RankView], book: StatusBook) -> str:
-    """Prometheus text of all ranks."""
+def rank_metrics(
+    views: Sequence[RankView], book: StatusBook, placement: Placement, balancer: BalancerView | None = None
+) -> str:
+    """Prometheus text of all ranks, of where experts are, and of the balancer."""
     book.look(views)
     registry = CollectorRegistry()
     registry.register(_Page(views, book))
+    registry.register(_BalancerPage(placement, balancer or BalancerView()))
     return generate_latest(registry).decode()
 
 
@@ -92,3 +97,29 @@ class _Page(Collector):
         yield tokens
         last, _ = self._book.balancedness
         yield GaugeMetricFamily("tokenyard_eplb_balancedness", "Mean rank load over the busiest rank's.", value=last)
+
+
+class _BalancerPage(Collector):
+    def __init__(self, placement: Placement, balancer: BalancerView) -> None:
+        self._placement, self._balancer = placement, balancer
+
+    def collect(self) -> Iterator[Metric]:
+        view = self._balancer
+        for name, text, value in (
+            ("eplb_plans", "Plans made by the balancer.", view.plans),
+            ("rebalances", "Rebalances that moved experts.", view.rebalances),
+            ("experts_moved", "Experts fetched by ranks.", view.experts_moved),
+            ("rebalance_seconds", "Spent moving experts.", view.seconds),
+        ):
+            yield CounterMetricFamily(f"tokenyard_{name}", text, value=float(value))
+        yield GaugeMetricFamily(
+            "tokenyard_eplb_stuck", "1 while balancing does not go on as it should.", value=float(view.state == "stuck")
+        )
+        yield GaugeMetricFamily("tokenyard_placement_version", "In use.", value=float(self._placement.version))
+        replicas = GaugeMetricFamily(
+            "tokenyard_expert_replicas", "Experts of all layers, by how many copies they have.", labels=["copies"]
+        )
+        counts = np.bincount(np.minimum(self._placement.replicas().ravel(), 4), minlength=5)
+        for copies, label in ((1, "1"), (2, "2"), (3, "3"), (4, "4+")):
+            replicas.add_metric([label], float(counts[copies]))
+        yield replicas

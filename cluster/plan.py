@@ -1,5 +1,6 @@
 """ServePlan: a checked start. Everything that can be known to fail is found here, before any process or weight."""
 
+import logging
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,10 @@ from pathlib import Path
 import psutil
 import torch
 
+from cluster.balance.kernel import check_available
+from cluster.balance.policies.registry import load_policy
 from cluster.config import ServeConfig
+from cluster.recorder import check_writable
 from experts.checkpoint.reader import CheckpointReader
 from experts.errors import UserError
 from experts.loader import check_experts
@@ -20,6 +24,7 @@ from router_svc.models.registry import load_spec
 from router_svc.models.spec import ModelSpec, attention_bytes, expert_bytes, kv_bytes_per_token
 from router_svc.models.weights import WeightLoader
 
+log = logging.getLogger(__name__)
 BLOCK_SIZE = 16  # tokens
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _KV_SHARE = 0.1  # of free memory, where nothing is said
@@ -86,6 +91,9 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True) -> Se
             f"at least {-(-max_len // BLOCK_SIZE) * block} for max_model_len {max_len}",
             "--kv-cache-memory-bytes",
         )
+    if config.record_loads is not None:
+        check_writable(config.record_loads)
+    balances(config, placement)
     if device == "cpu":
         _check_memory(config, spec, dtype, kv_bytes, placement)
     if check_ports:
@@ -99,6 +107,24 @@ def _check_tensors(spec: ModelSpec, reader: CheckpointReader) -> None:
     """Every tensor that any rank will read, by name, shape and dtype, from the files' headers."""
     WeightLoader(spec, reader, torch.float32, "meta").check()
     check_experts(spec.experts, reader)
+
+
+def balances(config: ServeConfig, placement: Placement) -> bool:
+    """Whether experts are moved live. Raises UserError when that was asked for and can't be."""
+    if config.enable_eplb is False or config.expert_seats < 2:
+        return False
+    spare = placement.slot_expert.shape[1] > placement.experts
+    if config.enable_eplb is None and not spare:
+        return False
+    try:
+        check_available()
+        load_policy(config.eplb_policy, "--eplb-policy")
+    except UserError:
+        if config.enable_eplb or config.eplb_policy != "tokenyard":
+            raise
+        log.warning("no live balancing: the planner needs a C compiler, and none was found")
+        return False
+    return True
 
 
 def check_port(host: str, port: int, flag: str) -> None:

@@ -1,6 +1,7 @@
 """RankHandle: one rank's actor as the supervisor holds it, and the orders that its process starts from."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,10 @@ import ray
 from cluster.balance.cost import split_policy
 from cluster.plan import ServePlan
 from experts.actor import ExpertActor
+from experts.loads import StepLoads
 from experts.membership import Member
+from experts.migrate import Move, Staged
+from experts.placement import Placement
 from experts.rank import RankOrder
 from router_svc.actor import AttentionActor, AttentionOrder
 
@@ -64,3 +68,37 @@ def _order(plan: ServePlan, seat: Member, secret: str) -> RankOrder:
         secret=secret,
         policy=split_policy(plan.device),
     )
+
+
+class RayPort:
+    """A rank's actor as the balancer uses it."""
+
+    def __init__(self, handle: RankHandle, weights_port: int) -> None:
+        self.rank, self.title, self.holds = handle.seat.rank, handle.title, handle.seat.holds_experts
+        self.runs_attention = handle.seat.runs_attention
+        self.host, self.weights_port = handle.seat.node_ip, weights_port
+        self._actor = handle.actor
+
+    async def steps(self) -> list[StepLoads]:
+        """Loads of the steps since the last call."""
+        return list(await self._actor.steps.remote())
+
+    async def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]:
+        """Fetch experts into staging."""
+        return list(await self._actor.stage.remote(list(moves), bandwidth))
+
+    async def offer(self, placement: Placement) -> None:
+        """Have a placement used as soon as all ranks offer it."""
+        await self._actor.offer.remote(placement)
+
+    async def drop_staged(self) -> None:
+        """Forget what was staged."""
+        await self._actor.drop_staged.remote()
+
+    async def version(self) -> int:
+        """Placement version of the newest step."""
+        return int(await self._actor.version.remote())
+
+    async def nudge(self) -> None:
+        """Have the group run a step."""
+        await self._actor.nudge.remote()

@@ -15,7 +15,7 @@ import numpy as np
 
 from cluster.balance.cost import CostModel
 from cluster.balance.forecast import forecast
-from cluster.balance.loads import History, LoadCollector, StepRow, excess_of
+from cluster.balance.loads import History, LoadCollector, excess_of
 from cluster.balance.planner import fetches
 from cluster.balance.policies.base import Policy, Situation
 from cluster.balance.policies.registry import PolicyFailed, ask
@@ -23,6 +23,8 @@ from cluster.balance.rounds import rounds
 from cluster.balance.score import predicted_excess
 from cluster.balance.shape import ClusterShape
 from cluster.events import EventLog
+from cluster.recorder import LoadRecorder
+from cluster.status import BalancerView
 from experts.errors import UserError
 from experts.loads import StepLoads
 from experts.migrate import Move, Staged
@@ -43,6 +45,7 @@ class RankPort(Protocol):
     rank: int
     title: str
     holds: bool
+    runs_attention: bool
     host: str
     weights_port: int
 
@@ -97,10 +100,10 @@ class Balancer:
     """`run` is a task of the supervisor's; `rebalance` may be called beside it."""
 
     def __init__(
-        self, ports: Sequence[RankPort], sources: Sequence[int], placement: Placement, policy: Policy,
-        settings: BalancerSettings, events: EventLog,
+        self, ports: Sequence[RankPort], placement: Placement, policy: Policy, settings: BalancerSettings,
+        events: EventLog, recorder: LoadRecorder | None = None,
     ) -> None:  # fmt: skip
-        """ports: all members of the epoch, in its order; sources: those of them that run attention, by number."""
+        """ports: all members of the epoch, in its order; recorder: gets every step, too."""
         self.placement = placement
         self.plans = self.rebalances = self.experts_moved = 0
         self.rebalance_seconds = 0.0
@@ -109,12 +112,21 @@ class Balancer:
         self.last_text = ""
         self._ports, self._policy, self._settings, self._events = ports, policy, settings, events
         self._experts = [port for port in ports if port.holds]
+        sources = [number for number, port in enumerate(ports) if port.runs_attention]
         self._collector = LoadCollector(placement, [port.rank for port in self._experts], sources)
         self._history = History(_HISTORY, settings.least_pairs)
         self._lock = asyncio.Lock()
         self._planned_at = 0  # rows seen when it planned last
         self._judge_at: tuple[int, Decision, float] | None = None  # rows, what was promised, what it was before
-        self.recorded: list[StepRow] | None = None  # where steps are kept for a trace, if they are
+        self._recorder = recorder
+
+    @property
+    def view(self) -> BalancerView:
+        """For status and metrics."""
+        return BalancerView(
+            self.state, self.reason, self._policy.name, self.plans, self.last_text, self.rebalances, self.experts_moved,
+            self.rebalance_seconds,
+        )  # fmt: skip
 
     @property
     def shape(self) -> ClusterShape:
@@ -139,8 +151,8 @@ class Balancer:
         for port, steps in zip(self._experts, told, strict=True):
             self._collector.add(port.rank, steps)
         for row in self._collector.take():
-            if self.recorded is not None:
-                self.recorded.append(row)
+            if self._recorder is not None:
+                self._recorder.add(row)
             self._history.add(row)
         self._judge()
 
@@ -250,16 +262,12 @@ class Balancer:
         return fetched
 
     async def _in_use(self, version: int) -> None:
+        bell = next(port for port in self._ports if port.runs_attention)
         while True:
-            source = next(port for port in self._ports if not port.holds) if self._has_attention else self._ports[0]
-            await source.nudge()
+            await bell.nudge()
             if min(await asyncio.gather(*(port.version() for port in self._ports))) >= version:
                 return
             await asyncio.sleep(0.01)
-
-    @property
-    def _has_attention(self) -> bool:
-        return any(not port.holds for port in self._ports)
 
     def _moves(self, port: RankPort, changes: Sequence[Change]) -> list[Move]:
         """What a rank fetches, each expert from its live copies: ranks of the same host first, turned so that sources

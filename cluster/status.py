@@ -40,6 +40,20 @@ class RankView:
         return cls(seat, "ready", table, engine, exchange or ExchangeCounters())
 
 
+@dataclass(frozen=True, slots=True)
+class BalancerView:
+    """The balancer at one moment; of a cluster without one, the defaults. seconds: spent moving experts."""
+
+    state: str = "off"
+    reason: str = ""
+    policy: str = ""
+    plans: int = 0
+    last: str = ""
+    rebalances: int = 0
+    experts_moved: int = 0
+    seconds: float = 0.0
+
+
 class StatusBook:
     """Remembers the last window, so that loads are recent ones. A window ends when it is asked for and has tokens."""
 
@@ -78,9 +92,16 @@ class StatusBook:
         return {rank: total / mean if mean else 0.0 for rank, total in totals.items()}
 
     def status(
-        self, views: Sequence[RankView], epoch: int, placement_version: int, state: str, reason: str
+        self,
+        views: Sequence[RankView],
+        epoch: int,
+        placement_version: int,
+        state: str,
+        reason: str,
+        balancer: BalancerView | None = None,
     ) -> dict[str, Any]:
         """The object of `status --json`."""
+        balancer = balancer or BalancerView()
         self.look(views)
         loads = self.loads()
         last, mean = self.balancedness
@@ -107,7 +128,15 @@ class StatusBook:
                 "waiting": sum(v.engine.waiting for v in views if v.engine),
             },
             "balancedness": {"last": round(last, 4), "mean": round(mean, 4)},
-            "rebalances": 0,
-            "experts_moved": 0,
+            "rebalances": balancer.rebalances,
+            "experts_moved": balancer.experts_moved,
             "recoveries": 0,
+            "balancer": {
+                "state": balancer.state,
+                "reason": balancer.reason,
+                "policy": balancer.policy,
+                "plans": balancer.plans,
+                "last": balancer.last,
+                "seconds": round(balancer.seconds, 4),
+            },
         }

@@ -6,23 +6,29 @@ Its decisions are Lifecycle's; this file carries them out.
 import asyncio
 import logging
 import secrets
+import time
 from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 
+from cluster.balance.policies.registry import load_policy
+from cluster.events import EventLog
 from cluster.lifecycle import Lifecycle
 from cluster.metrics import merge_pages, rank_metrics
-from cluster.plan import ServePlan
-from cluster.ranks import RankHandle, start_rank
-from cluster.status import RankView, StatusBook
+from cluster.plan import ServePlan, balances
+from cluster.ranks import RankHandle, RayPort, start_rank
+from cluster.rebalance import Balancer, BalancerSettings
+from cluster.recorder import LoadRecorder
+from cluster.status import BalancerView, RankView, StatusBook
 from experts.errors import UserError
 from experts.exchange.group import open_store
 from experts.lease import RENEW
 from experts.membership import EpochRecord, Membership
 from experts.placement import Placement
 from experts.rank import RankReport
+from experts.slots import slot_bytes
 from router_svc.engine.step_loop import EngineStats
 from router_svc.ingress import IngressOrder
 from router_svc.link.client import LinkAddress
@@ -50,6 +56,12 @@ class Supervisor:
         self._watchers: list[asyncio.Task[None]] = []
         self._door_watchers: list[asyncio.Task[None]] = []
         self._reports: dict[int, tuple[RankReport, EngineStats | None]] = {}
+        self._events = EventLog()
+        self._balancer: Balancer | None = None
+        self._balancing: asyncio.Task[None] | None = None
+        self._recorder: LoadRecorder | None = None
+        if plan.config.record_loads is not None:
+            self._recorder = LoadRecorder(plan.config.record_loads, plan.name, plan.spec.experts.top_k)
 
     async def start(self) -> None:
         """Start all ranks, load them at once, and build the first epoch."""
@@ -82,15 +94,36 @@ class Supervisor:
             await self._changed.wait_for(lambda: self._life.version != known)
             return self._life.version, self._life.state, self._life.reason
 
-    async def status(self) -> dict[str, Any]:
-        """The object of `status --json`."""
+    async def status(self, events: bool = False) -> dict[str, Any]:
+        """The object of `status --json`; events: with the event log."""
         views = await self._views()
-        life = self._life
-        return self._book.status(views, life.epoch, self._plan.placement.version, life.state, life.reason)
+        life, version = self._life, self._placement.version
+        told = self._book.status(views, life.epoch, version, life.state, life.reason, self._balancer_view)
+        return told | ({"events": self._events.told()} if events else {})
 
     async def placement(self) -> Placement:
         """The placement in use."""
-        return self._plan.placement
+        return self._placement
+
+    async def rebalance(self, dry_run: bool) -> dict[str, Any]:
+        """Plan now, and move unless `dry_run`: the fields of RebalanceResponse. Raises UserError."""
+        if self._balancer is None or self._balancing is None:
+            raise UserError(f"a cluster that is {self._life.state}", "one that serves", "rebalance")
+        if self._placement.ranks < 2:
+            raise UserError("one rank with experts", "at least 2, between which experts can move", "rebalance")
+        decision = await self._balancer.rebalance(dry_run)
+        return {
+            "placement_version": self._placement.version, "moves": decision.moves, "excess_before": decision.before,
+            "excess_after": decision.after, "transfer_seconds": decision.cost, "text": decision.text,
+        }  # fmt: skip
+
+    @property
+    def _placement(self) -> Placement:
+        return self._plan.placement if self._balancer is None else self._balancer.placement
+
+    @property
+    def _balancer_view(self) -> BalancerView | None:
+        return None if self._balancer is None else self._balancer.view
 
     async def add_door(self, door: Any, order: IngressOrder, port: int) -> None:
         """Watch a door that listens on `port`, and put its metrics on the cluster's page."""
@@ -102,12 +135,15 @@ class Supervisor:
         asked = (asyncio.wait_for(door.metrics.remote(), _ANSWER) for door in self._doors)
         pages = await asyncio.gather(*asked, return_exceptions=True)
         told = [page for page in pages if not isinstance(page, BaseException)]
-        return merge_pages([ingress_page, *told]) + rank_metrics(await self._views(), self._book)
+        return merge_pages([ingress_page, *told]) + rank_metrics(
+            await self._views(), self._book, self._placement, self._balancer_view
+        )
 
     async def stop(self) -> None:
         """End the step loops together, then the ranks' processes."""
         self._life.stop()
         await self._tell()
+        await self._stop_balancing()
         attention = [h for h in self._ranks if h.seat.runs_attention and self._life.seat_states[h.seat.rank] == "ready"]
         for handle in attention:
             handle.actor.stop.remote()
@@ -149,7 +185,34 @@ class Supervisor:
         await asyncio.gather(*joins)
         self._watchers = [asyncio.create_task(self._watch_rank(handle)) for handle in self._ranks]
         self._life.joined(epoch)
+        await self._start_balancing()
         await self._tell()
+
+    async def _start_balancing(self) -> None:
+        """Watch the loads from now on, and act on them where that is wanted."""
+        plan = self._plan
+        reports = await asyncio.gather(*(self._report(handle) for handle in self._ranks))
+        ports = [RayPort(h, report.weights_port) for h, (report, _) in zip(self._ranks, reports, strict=True)]
+        settings = BalancerSettings(
+            enabled=balances(plan.config, plan.placement),
+            expert_bytes=slot_bytes(plan.spec.experts, plan.dtype),
+            least_pairs=8 * plan.spec.experts.experts,
+            interval=plan.config.eplb_interval,
+        )
+        policy = load_policy(plan.config.eplb_policy)
+        self._balancer = Balancer(ports, plan.placement, policy, settings, self._events, self._recorder)
+        self._balancing = asyncio.create_task(self._balancer.run())
+
+    async def _stop_balancing(self) -> None:
+        """No more moves; what was recorded is written."""
+        if self._balancing is None or self._balancer is None:
+            return
+        self._balancing.cancel()
+        self._balancing = None
+        if self._recorder is not None:
+            if self._life.state == "stopping":
+                await asyncio.wait_for(self._balancer.look(), _ANSWER)
+            await asyncio.to_thread(self._recorder.save)
 
     async def _watch_rank(self, handle: RankHandle) -> None:
         """Wait on a rank for as long as it lives; Ray ends the call within milliseconds of its death."""
@@ -227,10 +290,12 @@ class Supervisor:
     async def _end_epoch(self) -> None:
         """Tell every survivor to leave, with the reason that its requests end with, and the ingresses to refuse."""
         reason = self._life.reason
+        self._events.add(time.time(), "degraded", reason)
         for handle in self._ranks:
             if self._life.seat_states[handle.seat.rank] != "dead":
                 handle.actor.leave.remote(reason)
         await self._tell()
+        await self._stop_balancing()
 
     async def _tell(self) -> None:
         async with self._changed:

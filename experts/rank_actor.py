@@ -41,6 +41,10 @@ class RankActor:
         """Loads of the steps that ended since the last call."""
         return await asyncio.to_thread(self._seat.steps)
 
+    async def version(self) -> int:
+        """Placement version of the newest step."""
+        return self._seat.exchange.version if self._seat.exchange is not None else 0
+
     async def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]:
         """Fetch experts beside the running steps; see RankSeat."""
         return await asyncio.to_thread(in_own_thread, lambda: self._seat.stage(moves, bandwidth))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
+from experts.errors import UserError
 from experts.placement import Placement
 from router_svc.api.calls import ApiError, ModelInfo
 from router_svc.api.limits import ServiceLimits
@@ -38,8 +39,12 @@ class SupervisorBackend:
     def __init__(self, supervisor: Any) -> None:
         self._supervisor = supervisor
 
-    async def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = await self._ask("status")
+    async def status(self, events: bool = False) -> dict[str, Any]:
+        found: dict[str, Any] = await self._ask("status", events)
+        return found
+
+    async def rebalance(self, dry_run: bool) -> dict[str, Any]:
+        found: dict[str, Any] = await self._ask("rebalance", dry_run)
         return found
 
     async def placement(self) -> Placement:
@@ -49,11 +54,15 @@ class SupervisorBackend:
     async def metrics(self, ingress_page: str) -> str:
         return str(await self._ask("metrics", ingress_page))
 
-    async def _ask(self, name: str, *arguments: str) -> Any:
+    async def _ask(self, name: str, *arguments: str | bool) -> Any:
         try:
             return await getattr(self._supervisor, name).remote(*arguments)
         except RayActorError:
             raise ApiError(Code.UNAVAILABLE, "the supervisor is gone", retry_after=5.0) from None
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):  # without the remote traceback
+                raise error.cause from None
+            raise
 
 
 class Ingress:

@@ -44,6 +44,8 @@ def _parameter(name: str) -> inspect.Parameter:
     if default is not None and kind is not bool:
         text += f" [default: {default}]"
     flag = f"--{flag_name(name)}"
+    if kind is bool and default is None:  # three-valued: on, off, decided at start
+        flag += f"/--no-{flag_name(name)}"
     metavar = {int: "N", str: "NAME", Path: "FILE"}.get(kind)
     declared = typer.Option(flag, help=text, metavar=metavar, show_default=False)
     return inspect.Parameter(

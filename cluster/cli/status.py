@@ -2,19 +2,27 @@
 
 import json
 import sys
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
 
 from cluster.cli.generate import AsJson, Target, connect, told
 
+Events = Annotated[bool, typer.Option("--events", help="What happened, and why, oldest first.")]
 
-def status(target: Target = "127.0.0.1:50051", as_json: AsJson = False) -> None:
+
+def status(target: Target = "127.0.0.1:50051", events: Events = False, as_json: AsJson = False) -> None:
     """Show ranks, load, balance and requests."""
     with connect(target) as client, told():
-        found = client.status()
+        found = client.status(events)
     if as_json:
         if not found["reason"]:
             del found["reason"]
         print(json.dumps(found))
+    elif events:
+        for event in found["events"]:
+            print(f"{datetime.fromtimestamp(event['seconds']):%Y-%m-%d %H:%M:%S} {event['kind']}: {event['text']}")
     elif sys.stdout.isatty():
         _table(found)
     else:
@@ -29,7 +37,15 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"{requests['running']} running, {requests['waiting']} waiting, balancedness {balance['last']:.3f}"
     )
     reason = [f"reason: {found['reason']}"] if found["reason"] else []
-    return [head, *reason, *(
+    balancer = found["balancer"]
+    moving = []
+    if balancer["state"] != "off":
+        moving = [
+            f"balancer {balancer['state']} ({balancer['policy']}): {found['rebalances']} rebalances, "
+            f"{found['experts_moved']} experts moved in {balancer['seconds']:.1f} s"
+            + (f"; {balancer['reason'] or balancer['last']}" if balancer["reason"] or balancer["last"] else "")
+        ]
+    return [head, *reason, *moving, *(
         f"rank {w['rank']} {w['role']} {w['state']} pid {w['pid']} on {w['node_ip']}, {w['slots']} slots, load {w['load']:.3f}"
         for w in found["workers"]
     )]  # fmt: skip

@@ -8,11 +8,15 @@ from experts.placement import Placement
 class AdminBackend(Protocol):
     """The cluster as an ingress sees it."""
 
-    async def status(self) -> dict[str, Any]:
-        """The object that `tokenyard status --json` prints."""
+    async def status(self, events: bool = False) -> dict[str, Any]:
+        """The object that `tokenyard status --json` prints; events: with the event log."""
 
     async def placement(self) -> Placement:
         """The placement in use."""
+
+    async def rebalance(self, dry_run: bool) -> dict[str, Any]:
+        """Plan now, and move unless `dry_run`: the fields of RebalanceResponse. Raises UserError when there is nothing
+        to balance or to plan from."""
 
     async def metrics(self, ingress_page: str) -> str:
         """Prometheus text of the whole cluster, given the asking ingress's own."""

@@ -13,14 +13,14 @@ from router_svc.proto import tokenyard_pb2_grpc as rpc
 
 
 class AdminServicer(rpc.AdminServicer):
-    """GetStatus and GetPlacement; the rest of the contract answers UNIMPLEMENTED."""
+    """GetStatus, GetPlacement and Rebalance; the rest of the contract answers UNIMPLEMENTED."""
 
     def __init__(self, backend: AdminBackend) -> None:
         self._backend = backend
 
     @guarded
     async def GetStatus(self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext) -> pb.Status:
-        return status_message(await self._backend.status())
+        return status_message(await self._backend.status(request.events))
 
     @guarded
     async def GetPlacement(self, request: pb.GetPlacementRequest, context: grpc.aio.ServicerContext) -> pb.Placement:
@@ -39,8 +39,9 @@ class AdminServicer(rpc.AdminServicer):
         await _unavailable(context, "WatchStatus")
         yield pb.Status()
 
+    @guarded
     async def Rebalance(self, request: pb.RebalanceRequest, context: grpc.aio.ServicerContext) -> pb.RebalanceResponse:
-        await _unavailable(context, "Rebalance")
+        return pb.RebalanceResponse(**await self._backend.rebalance(request.dry_run))
 
     async def Drain(self, request: pb.DrainRequest, context: grpc.aio.ServicerContext) -> pb.DrainResponse:
         await _unavailable(context, "Drain")

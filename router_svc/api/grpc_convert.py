@@ -119,11 +119,14 @@ def model_info(info: ModelInfo) -> pb.ModelInfo:
 
 def status_message(status: dict[str, Any]) -> pb.Status:
     """`status --json`'s object as a message."""
-    plain = {k: v for k, v in status.items() if k not in ("workers", "requests", "balancedness")}
+    parts = ("workers", "requests", "balancedness", "balancer", "events")
+    plain = {k: v for k, v in status.items() if k not in parts}
     return pb.Status(
         workers=[pb.Worker(**worker) for worker in status["workers"]],
         requests=pb.RequestCounts(**status["requests"]),
         balancedness=pb.Balancedness(**status["balancedness"]),
+        balancer=pb.Balancer(**status["balancer"]),
+        events=[pb.Event(**event) for event in status.get("events", ())],
         **plain,
     )
 

@@ -93,9 +93,17 @@ class AsyncClient:
         """The served model."""
         return as_dict(await self._unary(lambda s: s.GetModelInfo, pb.GetModelInfoRequest()))
 
-    async def status(self) -> dict[str, Any]:
-        """The cluster, as `tokenyard status --json` prints it."""
-        return as_dict(await self._unary(lambda s: s.GetStatus, pb.GetStatusRequest(), rpc.AdminStub))
+    async def status(self, events: bool = False) -> dict[str, Any]:
+        """The cluster, as `tokenyard status --json` prints it; events: with the event log, oldest first."""
+        found = as_dict(await self._unary(lambda s: s.GetStatus, pb.GetStatusRequest(events=events), rpc.AdminStub))
+        if not events:
+            del found["events"]
+        return found
+
+    async def rebalance(self, dry_run: bool = False) -> dict[str, Any]:
+        """Plan now and move experts, unless `dry_run`: what RebalanceResponse tells."""
+        request = pb.RebalanceRequest(dry_run=dry_run)
+        return as_dict(await self._unary(lambda s: s.Rebalance, request, rpc.AdminStub))
 
     async def _unary(
         self, method: Callable[[Any], Any], request: Any, stub: Callable[[Any], Any] = rpc.InferenceStub

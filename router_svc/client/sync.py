@@ -97,9 +97,17 @@ class Client:
         """The served model."""
         return as_dict(self._unary(lambda s: s.GetModelInfo, pb.GetModelInfoRequest()))
 
-    def status(self) -> dict[str, Any]:
-        """The cluster, as `tokenyard status --json` prints it."""
-        return as_dict(self._unary(lambda s: s.GetStatus, pb.GetStatusRequest(), rpc.AdminStub))
+    def status(self, events: bool = False) -> dict[str, Any]:
+        """The cluster, as `tokenyard status --json` prints it; events: with the event log, oldest first."""
+        found = as_dict(self._unary(lambda s: s.GetStatus, pb.GetStatusRequest(events=events), rpc.AdminStub))
+        if not events:
+            del found["events"]
+        return found
+
+    def rebalance(self, dry_run: bool = False) -> dict[str, Any]:
+        """Plan now and move experts, unless `dry_run`: what RebalanceResponse tells."""
+        request = pb.RebalanceRequest(dry_run=dry_run)
+        return as_dict(self._unary(lambda s: s.Rebalance, request, rpc.AdminStub))
 
     def placement(self) -> pb.Placement:
         """Which expert is in which slot."""

@@ -287,8 +287,10 @@ class ModelInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., layers: _Optional[int] = ..., experts: _Optional[int] = ..., top_k: _Optional[int] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: bool
+    def __init__(self, events: _Optional[bool] = ...) -> None: ...
 
 class WatchStatusRequest(_message.Message):
     __slots__ = ()
@@ -329,7 +331,7 @@ class Balancedness(_message.Message):
     def __init__(self, last: _Optional[float] = ..., mean: _Optional[float] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("model", "epoch", "placement_version", "state", "workers", "requests", "balancedness", "rebalances", "experts_moved", "recoveries", "reason")
+    __slots__ = ("model", "epoch", "placement_version", "state", "workers", "requests", "balancedness", "rebalances", "experts_moved", "recoveries", "reason", "balancer", "events")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -341,6 +343,8 @@ class Status(_message.Message):
     EXPERTS_MOVED_FIELD_NUMBER: _ClassVar[int]
     RECOVERIES_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    BALANCER_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     epoch: int
     placement_version: int
@@ -352,7 +356,37 @@ class Status(_message.Message):
     experts_moved: int
     recoveries: int
     reason: str
-    def __init__(self, model: _Optional[str] = ..., epoch: _Optional[int] = ..., placement_version: _Optional[int] = ..., state: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., requests: _Optional[_Union[RequestCounts, _Mapping]] = ..., balancedness: _Optional[_Union[Balancedness, _Mapping]] = ..., rebalances: _Optional[int] = ..., experts_moved: _Optional[int] = ..., recoveries: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    balancer: Balancer
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    def __init__(self, model: _Optional[str] = ..., epoch: _Optional[int] = ..., placement_version: _Optional[int] = ..., state: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., requests: _Optional[_Union[RequestCounts, _Mapping]] = ..., balancedness: _Optional[_Union[Balancedness, _Mapping]] = ..., rebalances: _Optional[int] = ..., experts_moved: _Optional[int] = ..., recoveries: _Optional[int] = ..., reason: _Optional[str] = ..., balancer: _Optional[_Union[Balancer, _Mapping]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+
+class Balancer(_message.Message):
+    __slots__ = ("state", "reason", "policy", "plans", "last", "seconds")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    PLANS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    state: str
+    reason: str
+    policy: str
+    plans: int
+    last: str
+    seconds: float
+    def __init__(self, state: _Optional[str] = ..., reason: _Optional[str] = ..., policy: _Optional[str] = ..., plans: _Optional[int] = ..., last: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("number", "seconds", "kind", "text")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    seconds: float
+    kind: str
+    text: str
+    def __init__(self, number: _Optional[int] = ..., seconds: _Optional[float] = ..., kind: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class GetPlacementRequest(_message.Message):
     __slots__ = ()
@@ -379,8 +413,20 @@ class RebalanceRequest(_message.Message):
     def __init__(self, dry_run: _Optional[bool] = ...) -> None: ...
 
 class RebalanceResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("placement_version", "moves", "excess_before", "excess_after", "transfer_seconds", "text")
+    PLACEMENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    EXCESS_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    EXCESS_AFTER_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    placement_version: int
+    moves: int
+    excess_before: float
+    excess_after: float
+    transfer_seconds: float
+    text: str
+    def __init__(self, placement_version: _Optional[int] = ..., moves: _Optional[int] = ..., excess_before: _Optional[float] = ..., excess_after: _Optional[float] = ..., transfer_seconds: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("rank",)
