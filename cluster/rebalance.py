@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from cluster.balance.cost import CostModel
-from cluster.balance.forecast import forecast
+from cluster.balance.forecast import forecast, rows_of
 from cluster.balance.loads import History, LoadCollector, excess_of
 from cluster.balance.planner import fetches
 from cluster.balance.policies.base import Policy, Situation
@@ -34,6 +34,7 @@ from experts.weights_server import PeerSlot
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _POLL = 0.5  # s between looks at the loads
+_STAGE_SECONDS = 15.0  # for fetching a round's experts, beside what their bytes take
 _SWITCH_SECONDS = 10.0  # for all ranks to end a step under a placement that all offered
 _HISTORY = 240  # rows
 _LEAST_ROWS = 4
@@ -117,7 +118,7 @@ class Balancer:
         self._history = History(_HISTORY, settings.least_pairs)
         self._lock = asyncio.Lock()
         self._planned_at = 0  # rows seen when it planned last
-        self._judge_at: tuple[int, Decision, float] | None = None  # rows, what was promised, what it was before
+        self._judge_at: tuple[int, Decision, Placement] | None = None  # rows, what was promised, what was before
         self._recorder = recorder
 
     @property
@@ -210,7 +211,7 @@ class Balancer:
 
     async def _carry_out(self, decision: Decision) -> None:
         started = time.monotonic()
-        was = excess_of(self._history.newest(self._settings.interval))
+        was = self.placement
         self._note("rebalance", decision.text)
         limit = max(1, self._settings.staged_bytes // self._settings.expert_bytes)
         moved = 0
@@ -233,7 +234,9 @@ class Balancer:
         self.experts_moved += moved
         self.rebalance_seconds += seconds
         self._note(
-            "moved", f"{moved} of {decision.moves} experts in {seconds:.2f} s, placement {self.placement.version}"
+            "moved",
+            f"{moved} of {decision.moves} experts, {moved * self._settings.expert_bytes / 1e6:.1f} MB, in {seconds:.2f} s; "
+            f"placement {self.placement.version} is in use",
         )
         self._judge_at = (self._history.total + self._settings.interval, decision, was)
 
@@ -242,7 +245,7 @@ class Balancer:
         changes = self.placement.diff(target)
         per_rank = {port.rank: self._moves(port, changes) for port in self._experts}
         most = max(map(len, per_rank.values()), default=0)
-        deadline = 10.0 + 5 * most * self._settings.expert_bytes / self._settings.bandwidth
+        deadline = _STAGE_SECONDS + 5 * most * self._settings.expert_bytes / self._settings.bandwidth
         calls = [port.stage(per_rank[port.rank], self._settings.bandwidth) for port in self._experts]
         told = await _within(deadline, asyncio.gather(*calls), f"fetching {most} experts")
         failed = [(port, s) for port, staged in zip(self._experts, told, strict=True) for s in staged if s.error]
@@ -288,15 +291,18 @@ class Balancer:
         return out
 
     def _judge(self) -> None:
-        """Some time after a rebalance: what it really brought."""
+        """Some time after a rebalance: what it brought, on the traffic that came."""
         if self._judge_at is None or self._history.total < self._judge_at[0]:
             return
         _, decision, was = self._judge_at
         self._judge_at = None
-        now = excess_of(self._history.newest(self._settings.interval))
+        since = self._history.newest(self._settings.interval)
+        rows = rows_of(np.stack([row.loads for row in since]))
+        old, new = (predicted_excess(rows, p, self.shape) for p in (was, self.placement))
         self._note(
             "brought",
-            f"excess {100 * was:.1f} % before, {100 * now:.1f} % since ({100 * decision.after:.1f} % was predicted)",
+            f"excess of the traffic since: {100 * new:.1f} % ({100 * decision.after:.1f} % was predicted), where the "
+            f"placement before would have had {100 * old:.1f} %; counted, small steps included: {100 * excess_of(since):.1f} %",
         )
 
     async def _drop(self) -> None:

@@ -52,6 +52,12 @@ def forecast(
     return Rows(np.ascontiguousarray(scaled), weight, tuple(names[b] for b in best))
 
 
+def rows_of(loads: npt.NDArray[np.int64]) -> Rows:
+    """Steps [T, L, E] as rows that count alike."""
+    rows = np.ascontiguousarray(loads.astype(np.float64).transpose(1, 0, 2))
+    return Rows(rows, np.full(len(loads), 1.0 / len(loads)), ())
+
+
 def _guesses(past: npt.NDArray[np.int64], interval: int, windows: tuple[int, ...], trend: bool) -> list[FloatArray]:
     """[L, E] mean load of the next interval, by each way of guessing."""
     out = [past[-w:].mean(axis=0) for w in windows]

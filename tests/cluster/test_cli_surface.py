@@ -18,7 +18,6 @@ _MISSING = (
     "generate x --api-key KEY",
     "chat --api-key KEY",
     "status --api-key KEY",
-    "status --events",
     "drain 1",
     "scale --expert-workers 2",
     "up cluster.yaml",

@@ -10,8 +10,8 @@ from experts.errors import UserError
 
 FLAGS = (
     "attention-workers expert-workers colocate num-redundant-experts device dtype max-model-len max-num-seqs "
-    "max-num-batched-tokens kv-cache-memory-bytes max-queue-len served-model-name placement reasoning-parser host grpc-port "
-    "http-port ray-address"
+    "max-num-batched-tokens kv-cache-memory-bytes max-queue-len served-model-name placement enable-eplb eplb-policy "
+    "eplb-interval record-loads reasoning-parser host grpc-port http-port ray-address"
 ).split()
 
 
@@ -71,3 +71,10 @@ def test_topology_of_the_defaults() -> None:
     together = ServeConfig(attention_workers=3, colocate=True)
     assert (together.experts, together.expert_seats, together.one_process) == (0, 3, False)
     assert ServeConfig(expert_workers=0).one_process
+
+
+def test_balancing_that_can_not_take_effect_is_an_error() -> None:
+    for flags in ({"expert_workers": 1}, {"expert_workers": 0}):
+        with pytest.raises(UserError, match="--enable-eplb: found 1 rank with experts, expected at least 2"):
+            merge({"enable_eplb": True, **flags}, {})
+    assert merge({"enable_eplb": True, "expert_workers": 2}, {}).enable_eplb

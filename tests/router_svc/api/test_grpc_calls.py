@@ -111,11 +111,19 @@ def test_wrong_input_is_named(server: RunningServer) -> None:
         assert "chat_template_kwargs" in caught.value.details()
 
 
+def test_one_process_has_nothing_to_balance(server: RunningServer) -> None:
+    with grpc.insecure_channel(server.target) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            rpc.AdminStub(channel).Rebalance(pb.RebalanceRequest(dry_run=True))
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "rebalance: found one process" in caught.value.details()
+
+
 def test_admin_names_that_are_not_built(server: RunningServer) -> None:
     with grpc.insecure_channel(server.target) as channel:
         stub = rpc.AdminStub(channel)
         for call, request in (
-            (stub.Rebalance, pb.RebalanceRequest()), (stub.Drain, pb.DrainRequest()), (stub.Scale, pb.ScaleRequest()),
+            (stub.Drain, pb.DrainRequest()), (stub.Scale, pb.ScaleRequest()),
         ):  # fmt: skip
             with pytest.raises(grpc.RpcError) as caught:
                 call(request)

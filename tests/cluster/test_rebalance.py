@@ -1,0 +1,203 @@
+"""The balancer over threads with real gloo and real transfers: hot experts get copies, answers stay, failures are told."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.balance.policies.base import Policy, Situation
+from cluster.balance.policies.tokenyard import TokenyardPolicy
+from cluster.events import EventLog
+from cluster.rebalance import Balancer, BalancerSettings, without
+from experts.errors import UserError
+from experts.loads import StepLoads
+from experts.migrate import Move, Staged
+from experts.placement import Placement
+from experts.rank import RankSeat
+from router_svc.engine.step_loop import Engine
+from router_svc.request import EngineRequest
+from tests import checkpoints
+from tests.engines import sampling
+from tests.topologies import ThreadCluster, running
+
+SETTINGS = BalancerSettings(True, expert_bytes=20_000, least_pairs=64, interval=4, horizon=1e5)
+
+
+class SeatPort:
+    """A seat of this process as the balancer sees a rank."""
+
+    def __init__(self, seat: RankSeat, engine: Engine | None) -> None:
+        self._seat, self._engine = seat, engine
+        self.rank, self.title, self.holds = seat.order.rank, f"rank {seat.order.rank}", seat.order.holds
+        self.runs_attention = engine is not None
+        self.host, self.weights_port = "127.0.0.1", seat.report().weights_port
+        self.hang = False
+
+    async def steps(self) -> list[StepLoads]:
+        return self._seat.steps()
+
+    async def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]:
+        if self.hang:
+            await asyncio.sleep(3600)
+        return await asyncio.to_thread(self._seat.stage, moves, bandwidth)
+
+    async def offer(self, placement: Placement) -> None:
+        await asyncio.to_thread(self._seat.offer, placement)
+
+    async def drop_staged(self) -> None:
+        self._seat.drop_staged()
+
+    async def version(self) -> int:
+        return self._seat.report().version
+
+    async def nudge(self) -> None:
+        assert self._engine is not None
+        self._engine.nudge()
+
+
+def ports_of(cluster: ThreadCluster) -> list[SeatPort]:
+    engines = iter(cluster.engines)
+    return [
+        SeatPort(seat, next(engines) if member.runs_attention else None)
+        for seat, member in zip(cluster.seats, cluster.plan.seats, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.make("hunyuan_v1_moe", tmp_path_factory.mktemp("rebalance") / "model")
+
+
+def requests(seed: int, count: int = 8) -> list[EngineRequest]:
+    """Prompts of few different ids, so that few experts are hot."""
+    rng = np.random.default_rng(seed)
+    some = rng.integers(1, checkpoints.VOCABULARY, 3)
+    return [EngineRequest(f"r{seed}-{i}", tuple(rng.choice(some, 60).tolist()), sampling(8)) for i in range(count)]
+
+
+def balancer_of(cluster: ThreadCluster, policy: Policy, events: EventLog) -> tuple[Balancer, list[SeatPort]]:
+    ports = ports_of(cluster)
+    return Balancer(ports, cluster.plan.placement, policy, SETTINGS, events), ports
+
+
+@pytest.mark.parametrize("topology", ["1+2", "2+2", "colocated2"])
+def test_hot_experts_get_copies_and_answers_stay(topology: str, folder: Path) -> None:
+    with running(folder, topology, num_redundant_experts=4) as cluster:
+        quiet = {seed: cluster.complete(requests(seed)) for seed in (1, 2)}
+        events = EventLog()
+        balancer, _ = balancer_of(cluster, TokenyardPolicy(), events)
+
+        async def live() -> None:
+            task = asyncio.create_task(balancer.run())
+            for seed in (1, 2, 1):
+                for turn in range(4):
+                    again = [
+                        EngineRequest(f"{r.request_id}-{turn}-{seed}", r.prompt_ids, r.sampling) for r in requests(seed)
+                    ]
+                    assert await asyncio.to_thread(cluster.complete, again) == quiet[seed]
+                    await asyncio.sleep(0.3)
+            task.cancel()
+
+        asyncio.run(live())
+        kinds = [event["kind"] for event in events.told()]
+        assert "rebalance" in kinds, events.told()
+        assert "moved" in kinds
+        assert balancer.experts_moved > 0
+        assert balancer.state == "ok", balancer.reason
+        assert balancer.placement.version > 0
+        assert cluster.seats[0].report().version == balancer.placement.version
+
+
+class Shuffle(Policy):
+    """Everything elsewhere: the most that can move."""
+
+    name = "shuffle"
+
+    def plan(self, situation: Situation) -> Placement:
+        table = np.roll(situation.current.slot_expert, situation.shape.slots_per_rank + 1, axis=1)
+        return Placement(1, situation.current.ranks, situation.current.slots_per_rank, table)
+
+
+class Raises(Policy):
+    """A stranger's mistake."""
+
+    name = "raises"
+
+    def plan(self, situation: Situation) -> Placement:
+        raise ZeroDivisionError("by me")
+
+
+def test_a_dry_run_moves_nothing_and_a_real_one_everything(folder: Path) -> None:
+    with running(folder, "1+2", num_redundant_experts=4) as cluster:
+        events = EventLog()
+        balancer, _ = balancer_of(cluster, Shuffle(), events)
+
+        async def live() -> None:
+            with pytest.raises(UserError, match="no loads yet"):
+                await balancer.rebalance(True)
+            quiet = await asyncio.to_thread(cluster.complete, requests(1))
+            dry = await balancer.rebalance(True)
+            assert dry.moves > 0
+            assert balancer.placement.version == 0
+            done = await balancer.rebalance(False)
+            assert balancer.experts_moved == done.moves
+            assert balancer.placement.slot_expert.tolist() == dry.placement.slot_expert.tolist()
+            again = [EngineRequest(r.request_id + "b", r.prompt_ids, r.sampling) for r in requests(1)]
+            assert await asyncio.to_thread(cluster.complete, again) == quiet
+
+        asyncio.run(live())
+
+
+def test_a_stuck_transfer_is_told_and_leaves_the_placement(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(folder, "1+2", num_redundant_experts=4) as cluster:
+        events = EventLog()
+        balancer, ports = balancer_of(cluster, Shuffle(), events)
+        monkeypatch.setattr("cluster.rebalance._STAGE_SECONDS", 0.3)
+
+        async def live() -> None:
+            quiet = await asyncio.to_thread(cluster.complete, requests(1))
+            ports[0].hang = True
+            await balancer.rebalance(False)
+            assert balancer.state == "stuck"
+            assert "fetching" in balancer.reason
+            assert balancer.placement.version == 0
+            assert [e["kind"] for e in events.told()][-2:] == ["balancer", "moved"]
+            again = [EngineRequest(r.request_id + "b", r.prompt_ids, r.sampling) for r in requests(1)]
+            assert await asyncio.to_thread(cluster.complete, again) == quiet
+            ports[0].hang = False
+            await balancer.rebalance(False)
+            assert balancer.state == "ok"
+            assert balancer.placement.version > 0
+
+        asyncio.run(live())
+
+
+def test_a_policy_that_raises_leaves_the_placement(folder: Path) -> None:
+    with running(folder, "1+2", num_redundant_experts=4) as cluster:
+        events = EventLog()
+        balancer, _ = balancer_of(cluster, Raises(), events)
+
+        async def live() -> None:
+            await asyncio.to_thread(cluster.complete, requests(1))
+            task = asyncio.create_task(balancer.run())
+            for _ in range(100):
+                await asyncio.sleep(0.05)
+                if balancer.state == "stuck":
+                    break
+            task.cancel()
+
+        asyncio.run(live())
+        assert "ZeroDivisionError: by me" in balancer.reason
+        assert balancer.placement.version == 0
+        assert len(events.told()) == 1, "told once, not at every turn"
+
+
+def test_failed_moves_are_left_out_with_what_depends_on_them() -> None:
+    before = Placement(3, 2, 2, np.array([[0, 1, 2, 3]]))
+    swap = Placement(4, 2, 2, np.array([[2, 1, 0, 3]]))
+    assert without(before, swap, {(0, 0)}).slot_expert.tolist() == [[0, 1, 2, 3]], "2 stays where it is, so 0 does"
+    spare = Placement(3, 2, 3, np.array([[0, 1, -1, 2, 3, -1]]))
+    both = Placement(4, 2, 3, np.array([[0, 1, 2, 2, 3, 0]]))
+    assert without(spare, both, {(0, 2)}).slot_expert.tolist() == [[0, 1, -1, 2, 3, 0]]
