@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
+from experts.errors import UserError
 from router_svc.api.calls import ApiError
 from router_svc.request import Code
 
@@ -61,6 +62,8 @@ def guarded(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[An
             await abort(context, error)
         except grpc.aio.AbortError:
             raise
+        except UserError as error:
+            await abort(context, ApiError(Code.INVALID_ARGUMENT, str(error)))
         except Exception:  # told to the log, not to the client
             log.exception("%s failed", method.__name__)
             await abort(context, ApiError(Code.INTERNAL, "the server failed on this call; its log says why"))
