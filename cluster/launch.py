@@ -68,13 +68,7 @@ class RayCluster:
 
     def start(self, view: LoadingView) -> None:
         """Bring all up; ready when it returns. Raises UserError for what the user can mend."""
-        self._go_on()
-        self._start_ray()
-        self._go_on()
-        self.supervisor = ray.remote(Supervisor).options(**self._options("supervisor", 256)).remote(
-            self.plan, self.namespace, _log_dir()
-        )  # fmt: skip
-        loaded = self.supervisor.start.remote()
+        loaded = self._start_supervisor()
         self._http = _Background(self._start_serve)
         self._wait(loaded, view)
         order = IngressOrder(
@@ -89,6 +83,19 @@ class RayCluster:
         self.grpc_port = self._get(port)
         self.supervisor.add_door.remote(self.door, order, self.grpc_port)
         self._await_http()
+
+    def start_ranks(self, view: LoadingView) -> None:
+        """Bring the ranks up without a front door, for simulations."""
+        self._wait(self._start_supervisor(), view)
+
+    def _start_supervisor(self) -> Any:
+        self._go_on()
+        self._start_ray()
+        self._go_on()
+        self.supervisor = ray.remote(Supervisor).options(**self._options("supervisor", 256)).remote(
+            self.plan, self.namespace, _log_dir()
+        )  # fmt: skip
+        return self.supervisor.start.remote()
 
     def watch(self, asked: threading.Event, tell: Callable[[str], None]) -> None:
         """Pass on what happens to the cluster until `asked`. Raises RuntimeError once nobody leads the ranks any more."""

@@ -12,6 +12,7 @@ from cluster.balance.kernel import check_available
 from cluster.balance.policies.registry import load_policy
 from cluster.config import ServeConfig
 from cluster.recorder import check_writable
+from cluster.simulate.synthetic import Synthetic
 from experts.checkpoint.reader import CheckpointReader
 from experts.errors import UserError
 from experts.loader import check_experts
@@ -33,7 +34,8 @@ _PROCESS_BYTES = 400 << 20  # of a rank beside weights and cache: torch, Ray, bu
 
 @dataclass(frozen=True, slots=True)
 class ServePlan:
-    """What a rank or an ingress needs to know to start; picklable."""
+    """What a rank or an ingress needs to know to start; picklable. synthetic: of a simulation, made traffic instead of
+    a model."""
 
     folder: Path
     spec: ModelSpec
@@ -44,6 +46,7 @@ class ServePlan:
     engine: EngineConfig
     placement: Placement
     seats: tuple[Member, ...]
+    synthetic: Synthetic | None = None
 
     @property
     def limits(self) -> ServiceLimits:

@@ -9,7 +9,9 @@ import ray
 
 from cluster.balance.cost import split_policy
 from cluster.plan import ServePlan
+from cluster.simulate.source import SourceActor, SourceOrder
 from experts.actor import ExpertActor
+from experts.exchange.split import SplitPolicy
 from experts.loads import StepLoads
 from experts.membership import Member
 from experts.migrate import Move, Staged
@@ -43,7 +45,10 @@ def start_rank(plan: ServePlan, seat: Member, secret: str, namespace: str) -> Ra
         "max_concurrency": 64,
         "num_gpus": 1 if plan.device == "cuda" else 0,
     }
-    if seat.runs_attention:
+    if seat.runs_attention and plan.synthetic is not None:
+        source = SourceOrder(plan.synthetic.tokens, plan.synthetic.loads)
+        actor = ray.remote(SourceActor).options(**options).remote(order, source)
+    elif seat.runs_attention:
         actor = ray.remote(AttentionActor).options(**options).remote(AttentionOrder(order, plan.spec, plan.engine))
     else:
         actor = ray.remote(ExpertActor).options(**options).remote(order)
@@ -66,7 +71,8 @@ def _order(plan: ServePlan, seat: Member, secret: str) -> RankOrder:
         node_host=seat.node_ip,
         holds=seat.holds_experts,
         secret=secret,
-        policy=split_policy(plan.device),
+        policy=split_policy(plan.device) if plan.synthetic is None else SplitPolicy(plan.synthetic.pace.floor),
+        pace=plan.synthetic.pace if plan.synthetic is not None and seat.holds_experts else None,
     )
 
 

@@ -7,6 +7,7 @@ One at a time, beside the running steps; whatever fails leaves the placement in 
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
@@ -37,6 +38,7 @@ _POLL = 0.5  # s between looks at the loads
 _STAGE_SECONDS = 15.0  # for fetching a round's experts, beside what their bytes take
 _SWITCH_SECONDS = 10.0  # for all ranks to end a step under a placement that all offered
 _HISTORY = 240  # rows
+_COUNTED = 20_000  # steps
 _LEAST_ROWS = 4
 
 
@@ -120,6 +122,7 @@ class Balancer:
         self._planned_at = 0  # rows seen when it planned last
         self._judge_at: tuple[int, Decision, Placement] | None = None  # rows, what was promised, what was before
         self._recorder = recorder
+        self.counted: deque[tuple[int, int, float]] = deque(maxlen=_COUNTED)  # step, busiest, mean tokens, over layers
 
     @property
     def view(self) -> BalancerView:
@@ -155,6 +158,8 @@ class Balancer:
             if self._recorder is not None:
                 self._recorder.add(row)
             self._history.add(row)
+            busiest, mean = row.rank_tokens.max(axis=0).sum(), row.rank_tokens.mean(axis=0).sum()
+            self.counted.append((row.step, int(busiest), float(mean)))
         self._judge()
 
     async def rebalance(self, dry_run: bool) -> Decision:

@@ -117,6 +117,17 @@ class Supervisor:
             "excess_after": decision.after, "transfer_seconds": decision.cost, "text": decision.text,
         }  # fmt: skip
 
+    async def counted(self) -> list[tuple[int, int, float]]:
+        """Of the newest steps: (step, tokens of the busiest ranks, of the mean rank), over all layers."""
+        if self._balancer is None:
+            return []
+        await self._balancer.look()
+        return list(self._balancer.counted)
+
+    async def source(self) -> Any:
+        """The actor that brings a simulation's tokens."""
+        return next(handle.actor for handle in self._ranks if handle.seat.runs_attention)
+
     @property
     def _placement(self) -> Placement:
         return self._plan.placement if self._balancer is None else self._balancer.placement
@@ -196,7 +207,7 @@ class Supervisor:
         settings = BalancerSettings(
             enabled=balances(plan.config, plan.placement),
             expert_bytes=slot_bytes(plan.spec.experts, plan.dtype),
-            least_pairs=8 * plan.spec.experts.experts,
+            least_pairs=8 * plan.spec.experts.experts if plan.synthetic is None else 1,
             interval=plan.config.eplb_interval,
         )
         policy = load_policy(plan.config.eplb_policy)

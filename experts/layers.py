@@ -7,6 +7,7 @@ import torch
 from experts.exchange.base import Exchange
 from experts.exchange.wire import Route, StepHeader
 from experts.loads import ExpertLoads
+from experts.pace import Pace
 from experts.slots import ExpertSlots
 from experts.spec import ExpertsSpec
 
@@ -18,11 +19,14 @@ class ExpertLayers:
     """
 
     def __init__(
-        self, spec: ExpertsSpec, exchange: Exchange, slots: ExpertSlots | None, dtype: torch.dtype, device: str
-    ) -> None:
+        self, spec: ExpertsSpec, exchange: Exchange, slots: ExpertSlots | None, dtype: torch.dtype, device: str,
+        pace: Pace | None = None,
+    ) -> None:  # fmt: skip
+        """pace: time to take on top of computing, in simulations."""
         self.spec = spec
         self.exchange = exchange
         self.slots = slots
+        self._pace = pace
         self.loads = ExpertLoads(spec.moe_layers, slots.slots if slots else 0, device, exchange.size)
         self.compute_seconds = 0.0  # in this rank's experts; waiting for peers is not in it
         self._counted_seconds = 0.0  # of them, in steps that ended
@@ -46,6 +50,8 @@ class ExpertLayers:
         else:
             y = self.slots.forward(layer, batch)
             self.loads.add(layer, batch)
+            if self._pace is not None:
+                time.sleep(max(self._pace.of(batch.slots) - (time.perf_counter() - started), 0))
         self.compute_seconds += time.perf_counter() - started
         return self.exchange.combine(handle, y).wait()
 

@@ -20,6 +20,7 @@ from experts.loader import load_slots
 from experts.loads import StepLoads
 from experts.membership import EpochRecord
 from experts.migrate import Migration, Move, Staged
+from experts.pace import Pace
 from experts.placement import IntArray, Placement
 from experts.slots import ExpertSlots
 from experts.spec import ExpertsSpec
@@ -31,7 +32,8 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 @dataclass(frozen=True, slots=True)
 class RankOrder:
     """What a rank is to load. threads: of torch; budget: tokens of a whole step; holds: whether it has slots;
-    secret: of the ranks' connections to each other; policy: of the split."""
+    secret: of the ranks' connections to each other; policy: of the split; pace: of
+    simulated experts."""
 
     rank: int
     folder: Path
@@ -45,6 +47,7 @@ class RankOrder:
     holds: bool
     secret: str = ""
     policy: SplitPolicy = SplitPolicy()
+    pace: Pace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ class RankSeat:
         )  # fmt: skip
         with self._lock:
             self.exchange = exchange
-            self.layers = ExpertLayers(order.spec, exchange, self.slots, order.dtype, order.device)
+            self.layers = ExpertLayers(order.spec, exchange, self.slots, order.dtype, order.device, order.pace)
         return self.layers
 
     def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]:
