@@ -30,7 +30,7 @@ from experts.errors import UserError
 from experts.loads import StepLoads
 from experts.migrate import Move, Staged
 from experts.placement import Change, Placement
-from experts.weights_server import PeerSlot
+from experts.weights_server import MoveFailed, PeerSlot
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -119,6 +119,8 @@ class Balancer:
         self._collector = LoadCollector(placement, [port.rank for port in self._experts], sources)
         self._history = History(_HISTORY, settings.least_pairs)
         self._lock = asyncio.Lock()
+        self._newest = placement.version  # ever offered
+        self._pending: Placement | None = None  # offered, and not known to be in use
         self._planned_at = 0  # rows seen when it planned last
         self._judge_at: tuple[int, Decision, Placement] | None = None  # rows, what was promised, what was before
         self._recorder = recorder
@@ -146,6 +148,8 @@ class Balancer:
                 if self._settings.enabled and self._due():
                     async with self._lock:
                         await self._consider()
+            except Stuck as stuck:
+                self._degrade(str(stuck))
             except Exception as error:  # a rank died, or a bug: the cluster goes on with the placement it has
                 self._degrade(f"{type(error).__name__}: {error}")
 
@@ -190,6 +194,7 @@ class Balancer:
 
     async def _decide(self) -> Decision:
         """Ask the policy, beside the event loop."""
+        await self._settle()
         self._planned_at = self._history.total
         self.plans += 1
         loads, steps = self._history.loads(), sum(row.steps for row in self._history.newest(self._settings.interval))
@@ -214,6 +219,14 @@ class Balancer:
         self.last_text = decision.text
         return decision
 
+    async def _settle(self) -> None:
+        """Find out whether a placement came into use after all. Raises Stuck while that is open."""
+        if self._pending is None:
+            return
+        if min(await asyncio.gather(*(port.version() for port in self._ports))) < self._pending.version:
+            raise Stuck(f"placement {self._pending.version} was offered and is not in use yet")
+        self.placement, self._pending = self._pending, None
+
     async def _carry_out(self, decision: Decision) -> None:
         started = time.monotonic()
         was = self.placement
@@ -222,9 +235,8 @@ class Balancer:
         moved = 0
         try:
             for target in rounds(self.placement, decision.placement, limit):
-                done = await self._round(target)
-                moved += done
-                if self.placement is not target:
+                moved += await self._round(target)
+                if (self.placement.slot_expert != target.slot_expert).any():
                     break  # some move failed: the next plan starts from what is
         except Stuck as stuck:
             await self._drop()
@@ -260,14 +272,25 @@ class Balancer:
             )
         width = self.placement.slots_per_rank
         lost = {(one.move.layer, port.rank * width + one.move.slot) for port, one in failed}
-        reached = without(self.placement, target, lost) if lost else target
-        self._collector.know(reached)
-        await _within(_SWITCH_SECONDS, asyncio.gather(*(p.offer(reached) for p in self._ports)), "offering a placement")
-        await _within(_SWITCH_SECONDS, self._in_use(reached.version), f"switching to placement {reached.version}")
+        self._newest += 1
+        reached = replace(without(self.placement, target, lost) if lost else target, version=self._newest)
         fetched = int(fetches(self.placement, reached).sum())
-        self.placement = reached
+        await self._switch(reached)
         await self._drop()
         return fetched
+
+    async def _switch(self, reached: Placement) -> None:
+        """Offer a placement to all ranks, and wait until a step used it. Raises Stuck."""
+        self._collector.know(reached)
+        self._pending = reached
+        offers = asyncio.gather(*(port.offer(reached) for port in self._ports))
+        try:
+            await _within(_SWITCH_SECONDS, offers, f"offering placement {reached.version}")
+        except MoveFailed as error:
+            self._pending = None  # a rank that has not offered it keeps it from ever being used
+            raise Stuck(str(error)) from error
+        await _within(_SWITCH_SECONDS, self._in_use(reached.version), f"switching to placement {reached.version}")
+        self.placement, self._pending = reached, None
 
     async def _in_use(self, version: int) -> None:
         bell = next(port for port in self._ports if port.runs_attention)

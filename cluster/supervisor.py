@@ -221,8 +221,11 @@ class Supervisor:
         self._balancing.cancel()
         self._balancing = None
         if self._recorder is not None:
-            if self._life.state == "stopping":
-                await asyncio.wait_for(self._balancer.look(), _ANSWER)
+            try:
+                if self._life.state == "stopping":
+                    await asyncio.wait_for(self._balancer.look(), _ANSWER)
+            except (TimeoutError, RayActorError) as error:
+                log.warning("the newest steps are not in the trace: %s", error)
             await asyncio.to_thread(self._recorder.save)
 
     async def _watch_rank(self, handle: RankHandle) -> None:

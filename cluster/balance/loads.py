@@ -5,7 +5,7 @@ Shape letters: A sources, L layers, E experts, R ranks, S slots per rank.
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -58,16 +58,16 @@ class LoadCollector:
     def take(self) -> list[StepRow]:
         """The steps that all ranks have told of, oldest first."""
         whole = sorted(s for s, told in self._open.items() if len(told) == len(self._ranks))
+        if whole:
+            newest = next(iter(self._open[whole[-1]].values())).version  # no later step goes back behind it
         rows = [self._row(self._open.pop(step)) for step in whole]
         if whole:
             late = [s for s in self._open if s < whole[-1] - _PATIENCE]
             self.given_up += len(late)
             for step in late:
                 del self._open[step]
-            used = min((t.version for told in self._open.values() for t in told.values()), default=None)
-            newest = max(self._placements)
-            keep = newest if used is None else used
-            self._placements = {v: p for v, p in self._placements.items() if v >= min(keep, newest - 4)}
+            used = min((t.version for told in self._open.values() for t in told.values()), default=newest)
+            self._placements = {v: p for v, p in self._placements.items() if v >= min(used, newest)}
         return rows
 
     def _row(self, told: dict[int, StepLoads]) -> StepRow:
@@ -98,7 +98,8 @@ class History:
         self.total = 0  # rows since the start
 
     def add(self, row: StepRow) -> None:
-        """Take in a step."""
+        """Take in a step; sources are added up."""
+        row = replace(row, source_loads=row.loads[None])
         self._part = row if self._part is None else _together(self._part, row)
         if self._part.source_loads.sum() >= self._least * self._part.source_loads.shape[1]:
             self._rows.append(self._part)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
-from cluster.cli import bench, chat, generate, rebalance, serve, status, top
+from cluster.cli import bench, chat, generate, plan, rebalance, serve, simulate, status, top
 from experts.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -18,6 +18,8 @@ app.command("serve", help="Start a cluster and serve until Ctrl-C.")(serve.serve
 app.command("generate", help="Complete a prompt, streamed to the terminal.")(generate.generate)
 app.command("chat", help="Talk to the model.")(chat.chat)
 app.command("status", help="Show the running cluster.")(status.status)
+app.command("plan", help="Plan a placement from recorded loads.")(plan.plan)
+app.command("simulate", help="Judge balancing policies on made or recorded traffic.")(simulate.simulate)
 app.command("top", help="Watch the running cluster.")(top.top)
 app.command("rebalance", help="Plan now and move experts.")(rebalance.rebalance)
 app.add_typer(bench.app, name="bench")

@@ -13,11 +13,8 @@ def ids_for(counts: npt.NDArray[np.int64], tokens: int, top_k: int, rng: np.rand
     empty. Tokens come in random order.
     """
     wanted = np.minimum(counts, tokens)
-    over = int(wanted.sum()) - tokens * top_k
-    for expert in np.argsort(-wanted, kind="stable")[: max(over, 0)]:
-        wanted[expert] -= 1
-    while (left := int(wanted.sum()) - tokens * top_k) > 0:
-        wanted[np.argsort(-wanted, kind="stable")[:left]] -= 1
+    while (over := int(wanted.sum()) - tokens * top_k) > 0:
+        wanted[np.argsort(-wanted, kind="stable")[: min(over, int((wanted > 0).sum()))]] -= 1
     flat = np.full(tokens * top_k, -1, dtype=np.int16)
     picks = np.repeat(np.arange(len(wanted)), wanted)
     flat[: len(picks)] = (

@@ -82,10 +82,11 @@ class CollectiveExchange(Exchange):
     def offer(self, placement: Placement, switch: Callable[[], None] | None) -> None:
         """This rank holds `placement`, newer than any before, complete: a step may use it once all members do.
 
-        switch: called by the step thread at the start of the first such step, before anything routes by it. Callable
+        switch: called by the step thread at the start of the first such step, before anything routes by it; it leads
+        here from the version in use now, so whatever was offered since then and never used is passed over. Callable
         from any thread.
         """
-        tables = Tables(placement, self._group.membership, self._policy)
+        tables = Tables(placement, self._group.membership, self._policy, self._tables)
         with self._lock:
             assert placement.version > self._newest, (placement.version, self._newest)
             self._offered[placement.version] = Offer(tables, switch)
@@ -133,18 +134,17 @@ class CollectiveExchange(Exchange):
         self._group.close()
 
     def _switch_to(self, version: int) -> None:
-        """Bring this rank to the step's placement version, through every one between."""
+        """Bring this rank to the step's placement version."""
         if version == self._header.version:
             return
         with self._lock:
             if version not in self._offered:
                 raise self._group.lost(f"placement version {version} is not held here, but {sorted(self._offered)}")
-            passed = [self._offered[v] for v in sorted(self._offered) if self._header.version < v <= version]
-            self._offered = {v: offer for v, offer in self._offered.items() if v >= version}
-        for offer in passed:
-            if offer.switch is not None:
-                offer.switch()
-        self._tables = passed[-1].tables
+            offer = self._offered[version]
+            self._offered = {v: later for v, later in self._offered.items() if v >= version}
+        if offer.switch is not None:
+            offer.switch()
+        self._tables = offer.tables
 
     def _padded_plan(self, stamp: Stamp, ids: torch.Tensor) -> Plan:
         """Sizes from the header alone; each source splits its own tokens."""

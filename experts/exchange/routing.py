@@ -37,8 +37,22 @@ class Routing:
 class Tables:
     """One placement version, ready to route for one membership."""
 
-    def __init__(self, placement: Placement, membership: Membership, policy: SplitPolicy | None = None) -> None:
-        self._split = [SplitTable.of(placement, layer, policy) for layer in range(placement.layers)]
+    def __init__(
+        self,
+        placement: Placement,
+        membership: Membership,
+        policy: SplitPolicy | None = None,
+        before: "Tables | None" = None,
+    ) -> None:
+        """before: of another version for the same membership and policy; layers that did not change are shared."""
+        self._placement = placement
+        copies = placement.copies()
+        self._split: list[SplitTable] = [
+            before._split[layer]
+            if before is not None and (before._placement.slot_expert[layer] == row).all()
+            else SplitTable.of(placement, layer, policy, copies[layer])
+            for layer, row in enumerate(placement.slot_expert)
+        ]
         self._seats = {i: m.rank for i, m in enumerate(membership.members) if m.holds_experts}
         assert sorted(self._seats.values()) == list(range(placement.ranks)), (self._seats, placement.ranks)
         self._ranks = list(self._seats)

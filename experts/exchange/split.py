@@ -50,24 +50,27 @@ class SplitTable:
     kernel: SplitKernel | None = field(repr=False)
 
     @classmethod
-    def of(cls, placement: Placement, layer: int, policy: SplitPolicy | None = None) -> "SplitTable":
-        """The table of one layer; the C form where this process has its kernels."""
+    def of(
+        cls, placement: Placement, layer: int, policy: SplitPolicy | None = None, slots: IntArray | None = None
+    ) -> "SplitTable":
+        """The table of one layer; the C form where this process has its kernels. slots: [E, C], the layer's row of
+        `placement.copies()`, where that is at hand."""
         policy = policy or SplitPolicy()
         assert len(policy.speeds) in (0, placement.ranks), (policy.speeds, placement.ranks)
-        copies = _copies_by_rank(placement, layer)
+        copies = _by_rank(placement.copies()[layer] if slots is None else slots, placement.slots_per_rank)
         homes = _homes(copies, placement)
         lookup = np.array([-1, *homes], dtype=np.int32)
         replicated = [expert for expert, slots in enumerate(copies) if len(slots) > 1]
         # the home comes first, so that "all on the first copy" is the split without copies
-        slots = [[homes[e], *(slot for slot in copies[e] if slot != homes[e])] for e in replicated]
+        held = [[homes[e], *(slot for slot in copies[e] if slot != homes[e])] for e in replicated]
         waterfill = Waterfill(
             ranks=placement.ranks,
             lookup=lookup,
             home=np.array([placement.ranks, *(slot // placement.slots_per_rank for slot in homes)], dtype=np.int32),
             expert=np.array([e + 1 for e in replicated], dtype=np.int32),
-            start=np.cumsum([0, *map(len, slots)]).astype(np.int32),
-            slot=np.array([slot for row in slots for slot in row], dtype=np.int32),
-            rank=np.array([slot // placement.slots_per_rank for row in slots for slot in row], dtype=np.int32),
+            start=np.cumsum([0, *map(len, held)]).astype(np.int32),
+            slot=np.array([slot for row in held for slot in row], dtype=np.int32),
+            rank=np.array([slot // placement.slots_per_rank for row in held for slot in row], dtype=np.int32),
             speed=np.array([round(s * NORMAL) for s in policy.speeds or (1.0,) * placement.ranks], dtype=np.int64),
             floor=round(policy.floor * UNIT),
             slack=round(1 / policy.slack),
@@ -119,11 +122,11 @@ def rank_tokens(table: SplitTable, counts: IntArray, turn: int = 0) -> IntArray:
     return loads
 
 
-def _copies_by_rank(placement: Placement, layer: int) -> list[list[int]]:
-    """Per expert, its slots in rising order, one a rank."""
+def _by_rank(copies: IntArray, width: int) -> list[list[int]]:
+    """Per expert, its slots in rising order, one a rank. copies: [E, C], padded with -1; width: slots of a rank."""
     out = []
-    for row in placement.copies()[layer].tolist():
-        by_rank = {slot // placement.slots_per_rank: slot for slot in reversed(row) if slot >= 0}
+    for row in copies.tolist():
+        by_rank = {slot // width: slot for slot in reversed(row) if slot >= 0}
         out.append(sorted(by_rank.values()))
     return out
 

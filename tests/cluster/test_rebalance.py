@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,26 @@ def test_a_dry_run_moves_nothing_and_a_real_one_everything(folder: Path) -> None
             assert await asyncio.to_thread(cluster.complete, again) == quiet
 
         asyncio.run(live())
+
+
+def test_many_rounds_when_little_may_be_staged(folder: Path) -> None:
+    with running(folder, "1+2", num_redundant_experts=4) as cluster:
+        events = EventLog()
+        settings = replace(SETTINGS, staged_bytes=SETTINGS.expert_bytes)
+        balancer = Balancer(ports_of(cluster), cluster.plan.placement, Shuffle(), settings, events)
+
+        async def live() -> None:
+            quiet = await asyncio.to_thread(cluster.complete, requests(1))
+            await balancer.rebalance(False)
+            assert balancer.placement.version > 5, "one expert a rank and round"
+            again = [EngineRequest(r.request_id + "b", r.prompt_ids, r.sampling) for r in requests(1)]
+            assert await asyncio.to_thread(cluster.complete, again) == quiet
+            await balancer.look()
+            await balancer.rebalance(False)
+
+        asyncio.run(live())
+        assert balancer.state == "ok", balancer.reason
+        assert balancer.rebalances == 2
 
 
 def test_a_stuck_transfer_is_told_and_leaves_the_placement(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,173 @@
+"""`tokenyard simulate`: policies on made or recorded traffic, in numpy or over real actors."""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import numpy as np
+import numpy.typing as npt
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from cluster.balance.cost import A100_STEP_SECONDS, HORIZON, HUNYUAN_EXPERT_BYTES, NVLINK_FREE, CostModel
+from cluster.balance.policies.registry import load_policy
+from cluster.balance.shape import ClusterShape
+from cluster.balance.trace import LoadTrace
+from cluster.cli.generate import AsJson
+from cluster.cli.plan import Bandwidth, ExpertBytes, Horizon, PerNode, StepSeconds
+from cluster.simulate.replay import Replay, ReplaySettings, replay
+from cluster.simulate.traffic import Traffic, make_loads
+from experts.errors import UserError
+
+Number = Optional[int]  # noqa: UP045
+
+
+def simulate(
+    loads: Annotated[Optional[Path], typer.Argument(metavar="[LOADS.npz]", help="Recorded loads.")] = None,  # noqa: UP045
+    regime: Annotated[str, typer.Option("--regime", metavar="NAME", help="Made traffic instead.")] = "",
+    ranks: Annotated[int, typer.Option("--ranks", metavar="R", help="Ranks with experts.")] = 8,
+    slots_per_rank: Annotated[
+        Number, typer.Option("--slots-per-rank", metavar="S", help="Default: a quarter spare.")
+    ] = None,
+    policy: Annotated[list[str], typer.Option("--policy", metavar="NAME|module:Class", help="May be repeated.")] = [],  # noqa: B006
+    layers: Annotated[int, typer.Option("--layers", metavar="L", help="Of made traffic.", min=1)] = 32,
+    experts: Annotated[int, typer.Option("--experts", metavar="E", help="Per layer.", min=1)] = 64,
+    top_k: Annotated[int, typer.Option("--top-k", metavar="K", help="Experts of a token.", min=1)] = 8,
+    tokens: Annotated[int, typer.Option("--tokens", metavar="B", help="Of a step.", min=1)] = 2048,
+    steps: Annotated[int, typer.Option("--steps", metavar="T", help="To run.", min=2)] = 500,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of made traffic.", min=0)] = 0,
+    interval: Annotated[int, typer.Option("--interval", metavar="N", help="Steps between plans.", min=1)] = 20,
+    window: Annotated[
+        int, typer.Option("--window", metavar="N", help="Steps that a policy may look back.", min=1)
+    ] = 200,
+    split: Annotated[str, typer.Option("--split", metavar="exact|even", help="Default: the policy's own.")] = "",
+    ranks_per_node: PerNode = 0,
+    step_seconds: StepSeconds = A100_STEP_SECONDS,
+    expert_bytes: ExpertBytes = HUNYUAN_EXPERT_BYTES,
+    bandwidth: Bandwidth = NVLINK_FREE,
+    horizon: Horizon = HORIZON,
+    actors: Annotated[bool, typer.Option("--actors", help="Real actors on this machine's CPUs.")] = False,
+    token_seconds: Annotated[
+        float, typer.Option("--token-seconds", metavar="S", help="With --actors: an expert's time per token.", min=0)
+    ] = 20e-6,
+    rounds: Annotated[
+        int, typer.Option("--rounds", metavar="N", help="With --actors: runs of each policy.", min=1)
+    ] = 1,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead.")] = False,
+) -> None:
+    """Judge balancing policies without a model."""
+    if split not in ("", "exact", "even"):
+        raise UserError(repr(split), "exact or even", "--split")
+    traffic = Traffic(regime or "zipf", steps, layers, experts, top_k, tokens, seed)
+    if loads is not None and regime:
+        raise UserError(f"a trace and the regime {regime!r}", "one of them", "simulate")
+    traffic.check()
+    recorded = None if loads is None else LoadTrace.load(loads)
+    experts = experts if recorded is None else recorded.loads.shape[2]
+    slots = slots_per_rank if slots_per_rank is not None else -(-experts * 5 // (4 * max(ranks, 1)))
+    shape = ClusterShape(ranks, slots, ranks_per_node)
+    shape.check(layers if recorded is None else recorded.loads.shape[1], experts)
+    cost = CostModel(step_seconds, expert_bytes, bandwidth, horizon)
+    cost.check()
+    for name in policy:
+        load_policy(name)
+    table = recorded.loads[:steps] if recorded is not None else make_loads(traffic)
+    if actors:
+        _actors(
+            table,
+            policy or ["none", "tokenyard"],
+            shape,
+            tokens,
+            top_k,
+            steps,
+            interval,
+            token_seconds,
+            rounds,
+            as_json,
+        )
+        return
+    done = []
+    for name in policy or ["none", "eplb", "tokenyard"]:
+        settings = ReplaySettings(interval, window, split, cost=cost)
+        with progress(name, len(table)) as tick:
+            done.append(replay(table, shape, load_policy(name), settings, tick))
+        if as_json:
+            print(json.dumps(told(done[-1])), flush=True)
+    if as_csv:
+        print(",".join(told(done[0])))
+        print("\n".join(",".join(map(str, told(one).values())) for one in done))
+    elif not as_json:
+        _show(done)
+
+
+def told(one: Replay) -> dict[str, Any]:
+    """A policy's numbers, as `--json` prints them."""
+    return {
+        "policy": one.policy,
+        "balancedness": round(one.balancedness, 6),
+        "makespan_ratio": round(1 + one.excess, 6),
+        "excess": round(one.excess, 6),
+        "experts_moved": int(one.moves.sum()),
+        "moves_per_layer": round(one.moves_per_layer, 4),
+        "planner_seconds": round(float(one.planner_seconds.mean()) if len(one.planner_seconds) else 0.0, 6),
+        "steps": len(one.busiest),
+    }
+
+
+@contextmanager
+def progress(name: str, steps: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, in a terminal."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(name, total=steps)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _show(done: list[Replay]) -> None:
+    if not sys.stdout.isatty():
+        for one in done:
+            row = told(one)
+            print(
+                f"{row['policy']}: excess {100 * row['excess']:.2f} %, balancedness {row['balancedness']:.4f}, "
+                f"{row['experts_moved']} experts moved ({row['moves_per_layer']:.2f} a layer and replan), "
+                f"planned in {1e3 * row['planner_seconds']:.1f} ms"
+            )
+        return
+    table = Table(title=f"{len(done[0].busiest)} steps, {done[0].placement.ranks} ranks")
+    for name in ("policy", "excess", "balancedness", "moved", "moves/layer", "plan"):
+        table.add_column(name, justify="left" if name == "policy" else "right")
+    for one in done:
+        row = told(one)
+        table.add_row(
+            row["policy"], f"{100 * row['excess']:.2f} %", f"{row['balancedness']:.4f}", str(row["experts_moved"]),
+            f"{row['moves_per_layer']:.2f}", f"{1e3 * row['planner_seconds']:.1f} ms",
+        )  # fmt: skip
+    Console().print(table)
+
+
+def _actors(
+    loads: npt.NDArray[np.int64], policies: list[str], shape: ClusterShape, tokens: int, top_k: int, steps: int,
+    interval: int, token_seconds: float, rounds: int, as_json: bool,
+) -> None:  # fmt: skip
+    run = importlib.import_module("cluster.simulate.actors")  # Ray, which the plain simulation does without
+    settings = run.ActorSettings(shape.ranks, shape.slots_per_rank, tokens, top_k, steps, interval, token_seconds)
+    for _ in range(rounds):
+        for name in policies:
+            with progress(name, steps) as tick:
+                one = run.run_actors(loads, name, settings, tick)
+            if as_json:
+                print(json.dumps(one.told()), flush=True)
+                continue
+            print(
+                f"{name}: excess {100 * one.excess:.2f} % (first third {100 * one.excess_first:.2f}, last "
+                f"{100 * one.excess_last:.2f}; {100 * one.excess_predicted:.2f} predicted), step {1e3 * one.step_median:.1f} ms "
+                f"({1e3 * one.step_predicted:.1f} predicted; p99 {1e3 * one.step_p99:.1f}, {1e3 * one.moving_p99:.1f} while "
+                f"moving), {one.moves} experts moved, answers within {one.error:.0e}",
+                flush=True,
+            )

@@ -1,0 +1,104 @@
+"""Live balancing on the small model, measured: `python -m tests.bench.balancing`. Prints one JSON object.
+
+1 attention and 4 expert ranks, a quarter spare slots, float32, traffic of one kind, then of another. Ranks share this
+machine's cores, so balance can't shorten a step here; what is told is tokens changed, excess, moves, bytes, step times.
+"""
+
+import json
+import random
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import ray
+
+from cluster.config import ServeConfig
+from cluster.launch import RayCluster
+from cluster.loading import LoadingView
+from cluster.plan import make_plan
+from router_svc.client import Client
+from router_svc.demo_model.path import checkpoint_path
+from tests.e2e.conftest import free_port
+from tests.e2e.test_live_balancing import TASKS
+
+SECONDS = 30.0
+STREAMS = 16
+
+
+def ask(client: Client, task: str, question: str) -> tuple[int, ...]:
+    """Greedy tokens of an answer."""
+    answer = client.chat([{"role": "user", "content": question}], temperature=0.0, max_tokens=64)[0]
+    return tuple(answer.token_ids)
+
+
+def phase(client: Client, task: str, seconds: float) -> tuple[dict[str, tuple[int, ...]], list[float]]:
+    """Traffic of one kind: answers by question, and the seconds between streamed deltas."""
+    end = time.monotonic() + seconds
+    answers: dict[str, tuple[int, ...]] = {}
+    gaps: list[float] = []
+
+    def one(seed: int) -> None:
+        rng = random.Random(f"{task}/{seed}")
+        while time.monotonic() < end:
+            question, last = TASKS[task](rng), None
+            tokens: list[int] = []
+            messages = [{"role": "user", "content": question}]
+            for delta in client.chat_stream(messages, temperature=0.0, max_tokens=64):
+                now = time.monotonic()
+                if last is not None:
+                    gaps.append(now - last)
+                last = now
+                tokens.extend(delta.token_ids)
+            answers[question] = tuple(tokens)
+
+    with ThreadPoolExecutor(STREAMS) as pool:
+        list(pool.map(one, range(STREAMS)))
+    return answers, sorted(gaps)
+
+
+def serve(eplb: bool) -> dict[str, object]:
+    """One server, two kinds of traffic."""
+    config = ServeConfig(
+        expert_workers=4, num_redundant_experts=16, dtype="float32", grpc_port=0, http_port=free_port(), enable_eplb=eplb,
+        eplb_interval=10,
+    )  # fmt: skip
+    plan = make_plan(checkpoint_path(), config, check_ports=False)
+    cluster = RayCluster(plan)
+    try:
+        with LoadingView(plan.seats) as view:
+            cluster.start(view)
+        out: dict[str, object] = {"enable_eplb": eplb}
+        with Client(f"127.0.0.1:{cluster.grpc_port}") as client:
+            kept: dict[str, tuple[int, ...]] = {}
+            for task in ("add", "reverse"):
+                counted = len(ray.get(cluster.supervisor.counted.remote()))
+                answers, gaps = phase(client, task, SECONDS)
+                kept |= answers
+                rows = ray.get(cluster.supervisor.counted.remote())[counted:]
+                third = len(rows) // 3
+                parts = {"first third": rows[:third], "last third": rows[-third:]}
+                out[task] = {
+                    "answers": len(answers),
+                    "steps": len(rows),
+                    "excess": {k: round(sum(r[1] for r in v) / sum(r[2] for r in v) - 1, 4) for k, v in parts.items()},
+                    "gap p50 ms": round(1e3 * gaps[len(gaps) // 2], 1),
+                    "gap p99 ms": round(1e3 * gaps[int(len(gaps) * 0.99)], 1),
+                    "longest gap ms": round(1e3 * gaps[-1], 1),
+                }
+            status = client.status(events=True)
+            out["experts moved"], out["rebalances"] = status["experts_moved"], status["rebalances"]
+            moved = [
+                re.search(r"([\d.]+) MB, in ([\d.]+) s", e["text"]) for e in status["events"] if e["kind"] == "moved"
+            ]
+            out["MB moved"] = round(sum(float(m[1]) for m in moved if m), 2)
+            out["longest rebalance s"] = max((float(m[2]) for m in moved if m), default=0.0)
+            again = {q: ask(client, "", q) for q in random.Random(1).sample(sorted(kept), min(60, len(kept)))}
+            out["answers compared"] = len(again)
+            out["changed tokens"] = sum(a != b for q in again for a, b in zip(again[q], kept[q], strict=True))
+        return out
+    finally:
+        cluster.stop()
+
+
+if __name__ == "__main__":
+    print(json.dumps([serve(eplb) for eplb in (False, True)], indent=1))

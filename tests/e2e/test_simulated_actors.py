@@ -1,0 +1,46 @@
+"""`simulate --actors`: real Ray actors, exchange, balancer and migration under hot-spot scenarios."""
+
+import numpy as np
+import pytest
+
+from cluster.simulate.actors import ActorSettings, run_actors
+from experts.errors import UserError
+
+SETTINGS = ActorSettings(
+    ranks=3, slots_per_rank=7, tokens=96, top_k=3, steps=260, interval=12, token_seconds=10e-6
+)  # fmt: skip
+
+
+def hot_spot(steps: int, hot: list[int | None]) -> np.ndarray:
+    """[T, 2, 16] loads where one expert after another takes half of all tokens; None: all alike."""
+    loads = np.empty((steps, 2, 16), dtype=np.int64)
+    for t in range(steps):
+        expert = hot[t * len(hot) // steps]
+        weights = np.ones(16)
+        if expert is not None:
+            weights[expert] = 5
+        loads[t] = np.minimum((96 * 3 * weights / weights.sum()).astype(np.int64), 96)
+    return loads
+
+
+def test_a_hot_expert_gets_a_copy_and_the_slowest_ranks_load_falls(http_port: int) -> None:
+    loads = hot_spot(300, [3, 9])
+    still = run_actors(loads, "none", SETTINGS)
+    moved = run_actors(loads, "tokenyard", SETTINGS)
+    assert still.moves == 0
+    assert moved.moves > 0
+    assert moved.placement_version > 0
+    assert moved.excess < still.excess, "balancing must lower the busiest rank's load"
+    assert moved.excess_last < 0.6 * still.excess_last
+    for run in (still, moved):
+        assert run.error < 1e-5, "answers are the same wherever experts are"
+        assert run.steps == SETTINGS.steps
+    assert abs(still.excess - still.excess_predicted) < 0.02, "the split's model is what the ranks counted"
+
+
+def test_settings_that_can_not_be_are_told() -> None:
+    loads = hot_spot(10, [None])
+    with pytest.raises(UserError, match="12 slots, expected at least 16"):
+        run_actors(loads, "none", ActorSettings(3, 4, 96, 3, 10))
+    with pytest.raises(UserError, match="policy 'best'"):
+        run_actors(loads, "best", SETTINGS)
