@@ -22,6 +22,7 @@ from cluster.balance.trace import LoadTrace
 from cluster.cli.generate import AsJson
 from cluster.cli.plan import Bandwidth, ExpertBytes, Horizon, PerNode, StepSeconds
 from cluster.simulate.replay import Replay, ReplaySettings, replay
+from cluster.simulate.report import html_report
 from cluster.simulate.traffic import Traffic, make_loads
 from experts.errors import UserError
 
@@ -59,6 +60,10 @@ def simulate(
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", help="With --actors: runs of each policy.", min=1)
     ] = 1,
+    report: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--report", metavar="FILE.html", help="One page with plots."),
+    ] = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead.")] = False,
 ) -> None:
@@ -78,6 +83,8 @@ def simulate(
     cost.check()
     for name in policy:
         load_policy(name)
+    if report is not None and not report.resolve().parent.is_dir():
+        raise UserError(f"no folder {report.resolve().parent}", "a folder that exists", "--report")
     table = recorded.loads[:steps] if recorded is not None else make_loads(traffic)
     if actors:
         _actors(
@@ -100,6 +107,14 @@ def simulate(
             done.append(replay(table, shape, load_policy(name), settings, tick))
         if as_json:
             print(json.dumps(told(done[-1])), flush=True)
+    if report is not None:
+        made = {"regime": traffic.regime, "tokens": tokens, "top k": top_k, "seed": seed}
+        origin = made if recorded is None else {"trace": str(loads), "model": recorded.model}
+        shown = {"steps": len(table), "layers": table.shape[1], "experts": table.shape[2], "ranks": ranks}
+        settings_told = (
+            origin | shown | {"slots per rank": slots, "interval": interval, "split": split or "the policy's"}
+        )
+        report.write_text(html_report(done, settings_told))
     if as_csv:
         print(",".join(told(done[0])))
         print("\n".join(",".join(map(str, told(one).values())) for one in done))
