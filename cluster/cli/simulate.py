@@ -19,8 +19,10 @@ from cluster.balance.cost import A100_STEP_SECONDS, HORIZON, HUNYUAN_EXPERT_BYTE
 from cluster.balance.policies.registry import load_policy
 from cluster.balance.shape import ClusterShape
 from cluster.balance.trace import LoadTrace
+from cluster.cli import capacity
 from cluster.cli.generate import AsJson
 from cluster.cli.plan import Bandwidth, ExpertBytes, Horizon, PerNode, StepSeconds
+from cluster.simulate.capacity import WEIGHT_BYTES, Load
 from cluster.simulate.replay import Replay, ReplaySettings, replay
 from cluster.simulate.report import html_report
 from cluster.simulate.traffic import Traffic, make_loads
@@ -32,7 +34,9 @@ Number = Optional[int]  # noqa: UP045
 def simulate(
     loads: Annotated[Optional[Path], typer.Argument(metavar="[LOADS.npz]", help="Recorded loads.")] = None,  # noqa: UP045
     regime: Annotated[str, typer.Option("--regime", metavar="NAME", help="Made traffic instead.")] = "",
-    ranks: Annotated[int, typer.Option("--ranks", metavar="R", help="Ranks with experts.")] = 8,
+    ranks_text: Annotated[
+        str, typer.Option("--ranks", metavar="R", help="Ranks with experts; with --hardware several, as in 8,16,320.")
+    ] = "8",
     slots_per_rank: Annotated[
         Number, typer.Option("--slots-per-rank", metavar="S", help="Default: a quarter spare.")
     ] = None,
@@ -60,6 +64,24 @@ def simulate(
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", help="With --actors: runs of each policy.", min=1)
     ] = 1,
+    hardware: Annotated[str, typer.Option("--hardware", metavar="NAME", help="Predict a step's time instead.")] = "",
+    model: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--model", metavar="DIR", help="With --hardware: a folder with config.json."),
+    ] = None,
+    context: Annotated[
+        int, typer.Option("--context", metavar="C", help="With --hardware: tokens in the cache.", min=1)
+    ] = 2048,
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="bfloat16|int8|int4", help="With --hardware.")
+    ] = "bfloat16",
+    attention_ranks: Annotated[
+        int, typer.Option("--attention-ranks", metavar="A", help="With --hardware: 0 = each rank holds both.", min=0)
+    ] = 0,
+    excess: Annotated[
+        float, typer.Option("--excess", metavar="X", help="With --hardware: busiest over mean, less 1.", min=0)
+    ] = 0.02,
+    prefill: Annotated[bool, typer.Option("--prefill", help="With --hardware: the tokens are of prompts.")] = False,
     report: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--report", metavar="FILE.html", help="One page with plots."),
@@ -68,24 +90,32 @@ def simulate(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead.")] = False,
 ) -> None:
     """Judge balancing policies without a model."""
+    counts = _ranks(ranks_text)
+    if hardware:
+        _capacity(
+            hardware,
+            model,
+            counts,
+            Load(tokens, context, weights, slots_per_rank or 0, excess, attention_ranks, prefill),
+            as_json,
+        )
+        return
+    if len(counts) > 1:
+        raise UserError(repr(ranks_text), "one number, or --hardware", "--ranks")
+    ranks = counts[0]
     if split not in ("", "exact", "even"):
         raise UserError(repr(split), "exact or even", "--split")
-    traffic = Traffic(regime or "zipf", steps, layers, experts, top_k, tokens, seed)
-    if loads is not None and regime:
-        raise UserError(f"a trace and the regime {regime!r}", "one of them", "simulate")
-    traffic.check()
-    recorded = None if loads is None else LoadTrace.load(loads)
-    experts = experts if recorded is None else recorded.loads.shape[2]
-    slots = slots_per_rank if slots_per_rank is not None else -(-experts * 5 // (4 * max(ranks, 1)))
-    shape = ClusterShape(ranks, slots, ranks_per_node)
-    shape.check(layers if recorded is None else recorded.loads.shape[1], experts)
     cost = CostModel(step_seconds, expert_bytes, bandwidth, horizon)
     cost.check()
+    table, origin = _traffic(loads, regime, Traffic(regime or "zipf", steps, layers, experts, top_k, tokens, seed))
+    experts = table.shape[2]
+    slots = slots_per_rank if slots_per_rank is not None else -(-experts * 5 // (4 * max(ranks, 1)))
+    shape = ClusterShape(ranks, slots, ranks_per_node)
+    shape.check(table.shape[1], experts)
     for name in policy:
         load_policy(name)
     if report is not None and not report.resolve().parent.is_dir():
         raise UserError(f"no folder {report.resolve().parent}", "a folder that exists", "--report")
-    table = recorded.loads[:steps] if recorded is not None else make_loads(traffic)
     if actors:
         _actors(
             table,
@@ -108,18 +138,45 @@ def simulate(
         if as_json:
             print(json.dumps(told(done[-1])), flush=True)
     if report is not None:
-        made = {"regime": traffic.regime, "tokens": tokens, "top k": top_k, "seed": seed}
-        origin = made if recorded is None else {"trace": str(loads), "model": recorded.model}
-        shown = {"steps": len(table), "layers": table.shape[1], "experts": table.shape[2], "ranks": ranks}
-        settings_told = (
-            origin | shown | {"slots per rank": slots, "interval": interval, "split": split or "the policy's"}
-        )
-        report.write_text(html_report(done, settings_told))
+        shown = {
+            "steps": len(table),
+            "layers": table.shape[1],
+            "experts": experts,
+            "ranks": ranks,
+            "slots per rank": slots,
+        }
+        report.write_text(html_report(done, origin | shown | {"interval": interval, "split": split or "the policy's"}))
     if as_csv:
         print(",".join(told(done[0])))
         print("\n".join(",".join(map(str, told(one).values())) for one in done))
     elif not as_json:
         _show(done)
+
+
+def _traffic(path: Path | None, regime: str, made: Traffic) -> tuple[npt.NDArray[np.int64], dict[str, object]]:
+    """Loads [T, L, E], recorded or made, and where they are from."""
+    if path is not None and regime:
+        raise UserError(f"a trace and the regime {regime!r}", "one of them", "simulate")
+    made.check()
+    if path is None:
+        return make_loads(made), {"regime": made.regime, "tokens": made.tokens, "top k": made.top_k, "seed": made.seed}
+    trace = LoadTrace.load(path)
+    return trace.loads[: made.steps], {"trace": str(path), "model": trace.model}
+
+
+def _ranks(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(repr(text), "a number, or several as in 8,16,320", "--ranks") from None
+
+
+def _capacity(name: str, model: Path | None, ranks: list[int], load: Load, as_json: bool) -> None:
+    if load.weights not in WEIGHT_BYTES:
+        raise UserError(repr(load.weights), f"one of {', '.join(WEIGHT_BYTES)}", "--weights")
+    if model is None:
+        raise UserError("no --model", "a folder with config.json", "--hardware")
+    capacity.run(name, model, ranks, load, as_json)
 
 
 def told(one: Replay) -> dict[str, Any]:
