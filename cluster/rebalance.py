@@ -120,6 +120,7 @@ class Balancer:
         self._history = History(_HISTORY, settings.least_pairs)
         self._lock = asyncio.Lock()
         self._newest = placement.version  # ever offered
+        self._digests: dict[tuple[int, int], bytes] = {}  # checksums of (layer, expert)
         self._pending: Placement | None = None  # offered, and not known to be in use
         self._planned_at = 0  # rows seen when it planned last
         self._judge_at: tuple[int, Decision, Placement] | None = None  # rows, what was promised, what was before
@@ -265,10 +266,13 @@ class Balancer:
         deadline = _STAGE_SECONDS + 5 * most * self._settings.expert_bytes / self._settings.bandwidth
         calls = [port.stage(per_rank[port.rank], self._settings.bandwidth) for port in self._experts]
         told = await _within(deadline, asyncio.gather(*calls), f"fetching {most} experts")
-        failed = [(port, s) for port, staged in zip(self._experts, told, strict=True) for s in staged if s.error]
+        each = [(port, one) for port, staged in zip(self._experts, told, strict=True) for one in staged]
+        failed = [(port, one) for port, one in each if one.error or not self._known_copy(one)]
         for port, one in failed:
             self._note(
-                "move failed", f"expert {one.move.expert} of layer {one.move.layer} to {port.title}: {one.error}"
+                "move failed",
+                f"expert {one.move.expert} of layer {one.move.layer} to {port.title}: "
+                + (one.error or f"the copy from {one.origin} differs from those moved before"),
             )
         width = self.placement.slots_per_rank
         lost = {(one.move.layer, port.rank * width + one.move.slot) for port, one in failed}
@@ -278,6 +282,10 @@ class Balancer:
         await self._switch(reached)
         await self._drop()
         return fetched
+
+    def _known_copy(self, staged: Staged) -> bool:
+        """Whether a copy's checksum is that of the same expert's copies before it; the first one is believed."""
+        return self._digests.setdefault((staged.move.layer, staged.move.expert), staged.digest) == staged.digest
 
     async def _switch(self, reached: Placement) -> None:
         """Offer a placement to all ranks, and wait until a step used it. Raises Stuck."""

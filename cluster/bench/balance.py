@@ -143,6 +143,13 @@ def curve(case: Case, regime: str, seeds: list[int], horizons: tuple[float, ...]
         }  # fmt: skip
 
 
+def curves(names: list[str], regimes: list[str], seed: int) -> Iterator[dict[str, object]]:
+    """The curve of every named case and regime."""
+    for case in CASES:
+        for regime in regimes if case.name in names else ():
+            yield from curve(case, regime, [seed], (10.0, 40.0, 200.0, 1000.0, 10000.0))
+
+
 def timings() -> Iterator[dict[str, object]]:
     """Times of planning and splitting: the best of several rounds on one core, each on the same inputs."""
     for ranks, slots in ((32, 9), (64, 5), (128, 3), (320, 1)):

@@ -1,6 +1,7 @@
 """`tokenyard bench`: what measures."""
 
 import importlib
+import json
 from typing import Annotated, Any
 
 import typer
@@ -43,10 +44,19 @@ def balance(
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Traces per case.", min=1)] = 3,
     first_seed: Annotated[int, typer.Option("--first-seed", metavar="N", help="Number of the first.", min=0)] = 1,
     parts: Annotated[bool, typer.Option("--parts", help="What each part brings, by switching it off.")] = False,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Excess against moves: gains taken to last shorter or longer.")
+    ] = False,
+    batches: Annotated[
+        bool, typer.Option("--batches", help="Copies against no copies, at batches of 1 to 65,536.")
+    ] = False,
     times: Annotated[bool, typer.Option("--times", help="Planner and split times only.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge every policy on the cases of docs/balancing.md."""
+    if batches:
+        _batches(as_json)
+        return
     measured = importlib.import_module("cluster.bench.balance")
     regimes = importlib.import_module("cluster.simulate.traffic").REGIMES
     known = [case.name for case in measured.CASES]
@@ -56,8 +66,18 @@ def balance(
     for name in regime:
         if name not in regimes:
             raise UserError(f"regime {name!r}", f"one of {', '.join(regimes)}", "--regime")
+    if curve:
+        measured.show(measured.curves(config or known[1:], regime or ["drift", "burst"], first_seed), as_json)
+        return
     contestants = measured.PARTS if parts else measured.policy_contestants(policy)
     if not times:
         measured.show(measured.lines(config, regime, list(range(first_seed, first_seed + seeds)), contestants), as_json)
     if times or not (config or regime or policy or parts):
         measured.show(measured.timings(), as_json)
+
+
+def _batches(as_json: bool) -> None:
+    small = importlib.import_module("cluster.bench.small_batches")
+    for slots in (9, 10, 12):
+        for row in small.ratios(slots):
+            print(json.dumps(row) if as_json else "  ".join(f"{k} {v}" for k, v in row.items()), flush=True)

@@ -132,11 +132,31 @@ def _by_rank(copies: IntArray, width: int) -> list[list[int]]:
 
 
 def _homes(copies: list[list[int]], placement: Placement) -> list[int]:
-    """One copy of each expert, so that ranks are home to equally many: few choices first, then the emptiest rank."""
-    held = [0] * placement.ranks
+    """One copy of each expert, so that no rank is home to more of them than it must be: a matching by augmenting paths.
+
+    With few tokens every home in use costs the same, the reading of its weights, and this is the quickest choice.
+    """
+    width = placement.slots_per_rank
+    room = -(-len(copies) // placement.ranks)
     homes = [-1] * len(copies)
+    guests: list[list[int]] = [[] for _ in range(placement.ranks)]
+
+    def settle(expert: int, seen: set[int]) -> bool:
+        for slot in copies[expert]:
+            rank = slot // width
+            if rank in seen:
+                continue
+            seen.add(rank)
+            if len(guests[rank]) >= room and not any(settle(guest, seen) for guest in list(guests[rank])):
+                continue
+            if homes[expert] >= 0:
+                guests[homes[expert] // width].remove(expert)
+            homes[expert] = slot
+            guests[rank].append(expert)
+            return True
+        return False
+
     for expert in sorted(range(len(copies)), key=lambda e: (len(copies[e]), e)):
-        slot = min(copies[expert], key=lambda slot: (held[slot // placement.slots_per_rank], slot))
-        homes[expert] = slot
-        held[slot // placement.slots_per_rank] += 1
+        while not settle(expert, set()):
+            room += 1
     return homes
