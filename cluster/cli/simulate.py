@@ -52,6 +52,10 @@ def simulate(
         int, typer.Option("--window", metavar="N", help="Steps that a policy may look back.", min=1)
     ] = 200,
     split: Annotated[str, typer.Option("--split", metavar="exact|even", help="Default: the policy's own.")] = "",
+    floor: Annotated[
+        float,
+        typer.Option("--floor", metavar="N", help="Tokens that reading an expert's weights costs the split.", min=0),
+    ] = 0.0,
     ranks_per_node: PerNode = 0,
     step_seconds: StepSeconds = A100_STEP_SECONDS,
     expert_bytes: ExpertBytes = HUNYUAN_EXPERT_BYTES,
@@ -132,7 +136,7 @@ def simulate(
         return
     done = []
     for name in policy or ["none", "eplb", "tokenyard"]:
-        settings = ReplaySettings(interval, window, split, cost=cost)
+        settings = ReplaySettings(interval, window, split, floor, cost=cost)
         with progress(name, len(table)) as tick:
             done.append(replay(table, shape, load_policy(name), settings, tick))
         if as_json:

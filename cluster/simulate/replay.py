@@ -19,6 +19,7 @@ from cluster.balance.planner import fetches
 from cluster.balance.policies.base import Policy, Situation
 from cluster.balance.policies.registry import ask
 from cluster.balance.shape import ClusterShape
+from experts.exchange.split import SplitPolicy, SplitTable, rank_tokens
 from experts.placement import Placement
 
 FloatArray = npt.NDArray[np.float64]
@@ -28,11 +29,13 @@ IntArray = npt.NDArray[np.int64]
 @dataclass(frozen=True, slots=True)
 class ReplaySettings:
     """interval: steps between plans; window: steps of history shown to a policy; split: "exact", "even" or "" for the
-    policy's own; start: the placement before the first plan, None = that plan is free and scoring starts with it."""
+    policy's own; floor: tokens that reading a slot's weights costs the exact split, as in SplitPolicy; start: the placement
+    before the first plan, None = that plan is free and scoring starts with it."""
 
     interval: int = 20
     window: int = 200
     split: str = ""
+    floor: float = 0.0
     start: Placement | None = None
     cost: CostModel = field(default_factory=CostModel)
 
@@ -101,7 +104,7 @@ def replay(
                 if not situation.free:
                     moves.append(fetches(current, planned))
                 current = planned
-            score.add(at - begin, rank_times(coming, current, shape, how, pool))
+            score.add(at - begin, rank_times(coming, current, shape, how, pool, settings.floor))
             tick(min(at + settings.interval, steps))
     return Replay(
         policy.name, score.busiest, score.mean, score.share(), np.array(moves).reshape(len(moves), layers),
@@ -110,9 +113,21 @@ def replay(
 
 
 def rank_times(
-    loads: IntArray, placement: Placement, shape: ClusterShape, how: str, pool: ThreadPoolExecutor | None = None
+    loads: IntArray,
+    placement: Placement,
+    shape: ClusterShape,
+    how: str,
+    pool: ThreadPoolExecutor | None = None,
+    floor: float = 0.0,
 ) -> FloatArray:
-    """[T, L, R] tokens of each rank, over its speed, when loads [T, L, E] are divided exactly or evenly."""
+    """[T, L, R] tokens of each rank, over its speed, when loads [T, L, E] are divided exactly or evenly.
+
+    With a floor, tokens are divided in whole numbers by the very split of the ranks.
+    """
+    if how == "exact" and floor:
+        return np.stack(
+            [_whole(loads[:, layer], placement, layer, shape, floor) for layer in range(loads.shape[1])], axis=1
+        )
     one = _exact if how == "exact" else _even
     work = ((loads[:, layer], placement.slot_expert[layer], shape) for layer in range(loads.shape[1]))
     each = (pool.map if pool else map)(lambda args: one(*args), work)
@@ -122,6 +137,11 @@ def rank_times(
 def _exact(loads: IntArray, held: IntArray, shape: ClusterShape) -> FloatArray:
     rows = loads.astype(np.float64)
     return LayerPlanner(shape, rows, np.full(len(rows), 1 / len(rows))).times(held.astype(np.int16))
+
+
+def _whole(loads: IntArray, placement: Placement, layer: int, shape: ClusterShape, floor: float) -> FloatArray:
+    table = SplitTable.of(placement, layer, SplitPolicy(floor, shape.speeds))
+    return np.stack([rank_tokens(table, np.append(0, row)) for row in loads]) * shape.pace
 
 
 def _even(loads: IntArray, held: IntArray, shape: ClusterShape) -> FloatArray:

@@ -7,15 +7,23 @@ machine's cores, so balance can't shorten a step here; what is told is tokens ch
 import json
 import random
 import re
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import ray
 
+from cluster.balance.cost import FLOOR_TOKENS
+from cluster.balance.policies.registry import load_policy
+from cluster.balance.shape import ClusterShape
+from cluster.balance.trace import LoadTrace
 from cluster.config import ServeConfig
 from cluster.launch import RayCluster
 from cluster.loading import LoadingView
 from cluster.plan import make_plan
+from cluster.simulate.replay import ReplaySettings, replay
+from experts.placement import Placement
 from router_svc.client import Client
 from router_svc.demo_model.path import checkpoint_path
 from tests.e2e.conftest import free_port
@@ -56,11 +64,20 @@ def phase(client: Client, task: str, seconds: float) -> tuple[dict[str, tuple[in
     return answers, sorted(gaps)
 
 
+def predicted(path: Path, eplb: bool) -> float:
+    """Excess of the recorded steps in the simulator, with the ranks' own split, from the same first placement."""
+    trace = LoadTrace.load(path)
+    start = Placement.first(4, 64, 4, 20)
+    known = ReplaySettings(interval=80, floor=FLOOR_TOKENS["cpu"], start=start, window=400)
+    return replay(trace.loads, ClusterShape(4, 20), load_policy("tokenyard" if eplb else "none"), known).excess
+
+
 def serve(eplb: bool) -> dict[str, object]:
     """One server, two kinds of traffic."""
+    trace = Path(tempfile.mkdtemp()) / "loads.npz"
     config = ServeConfig(
         expert_workers=4, num_redundant_experts=16, dtype="float32", grpc_port=0, http_port=free_port(), enable_eplb=eplb,
-        eplb_interval=10,
+        eplb_interval=10, record_loads=trace,
     )  # fmt: skip
     plan = make_plan(checkpoint_path(), config, check_ports=False)
     cluster = RayCluster(plan)
@@ -95,9 +112,12 @@ def serve(eplb: bool) -> dict[str, object]:
             again = {q: ask(client, "", q) for q in random.Random(1).sample(sorted(kept), min(60, len(kept)))}
             out["answers compared"] = len(again)
             out["changed tokens"] = sum(a != b for q in again for a, b in zip(again[q], kept[q], strict=True))
-        return out
+            rows = ray.get(cluster.supervisor.counted.remote())
+            out["excess of all steps"] = round(sum(r[1] for r in rows) / sum(r[2] for r in rows) - 1, 4)
     finally:
         cluster.stop()
+    out["the same, by simulating the recorded trace"] = round(predicted(trace, eplb), 4)
+    return out
 
 
 if __name__ == "__main__":
