@@ -156,7 +156,7 @@ class LocalServer:
         """Keep the loads of every step until the server stops, then write them."""
         assert self.rank is not None, "there is a rank before there are steps"
         recorder = LoadRecorder(path, self.plan.name, self.plan.spec.experts.top_k)
-        collector = LoadCollector(self.plan.placement, [0], [0])
+        collector = LoadCollector(self.rank.exchange.epoch, self.plan.placement, [0], [0])
         try:
             while True:
                 await asyncio.sleep(_LOOK)

@@ -15,12 +15,14 @@ SeatState = Literal["starting", "ready", "dead", "spare"]
 
 @dataclass(slots=True)
 class Lifecycle:
-    """Seats with their states, the epoch and the cluster's state. version grows with every change that ingresses see."""
+    """Seats with their states, and the cluster's state. epoch: the one in use; numbered: the newest that was asked for;
+    version grows with every change that ingresses see."""
 
     seats: tuple[Member, ...]
     state: State = "starting"
     reason: str = "ranks are loading"
     epoch: int = 0
+    numbered: int = 0
     version: int = 0
     seat_states: dict[int, SeatState] = field(default_factory=dict)
 
@@ -34,13 +36,18 @@ class Lifecycle:
 
     def next_epoch(self) -> int:
         """The number of the epoch to be built; numbers are never used twice."""
-        self.epoch += 1
-        return self.epoch
+        self.numbered += 1
+        return self.numbered
+
+    def entered(self, epoch: int) -> None:
+        """Steps run in `epoch`, which was planned while the one before ran."""
+        self.epoch = epoch
 
     def joined(self, epoch: int) -> None:
         """All live seats sit in `epoch`. Old news of an earlier epoch changes nothing."""
-        if epoch != self.epoch or self.state in ("stopping", "degraded"):
+        if epoch != self.numbered or self.state in ("stopping", "degraded"):
             return
+        self.epoch = epoch
         for seat in self.live:
             self.seat_states[seat.rank] = "ready"
         self._change("ready", "")
@@ -60,6 +67,16 @@ class Lifecycle:
         """Something that people should know while the ranks serve on; empty when it is over."""
         if self.state == "ready" and why != self.reason:
             self._change("ready", why)
+
+    def admit(self, seat: Member) -> None:
+        """A process sits on a seat that had none, in an epoch that runs."""
+        self.seats = tuple(sorted((*self.seats, seat), key=lambda one: one.rank))
+        self.seat_states[seat.rank] = "ready"
+
+    def release(self, rank: int) -> None:
+        """The epoch that runs does without a seat; what becomes of its process is no news any more."""
+        self.seats = tuple(seat for seat in self.seats if seat.rank != rank)
+        del self.seat_states[rank]
 
     def stop(self) -> None:
         """Shutting down on purpose."""

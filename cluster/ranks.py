@@ -38,7 +38,7 @@ def start_rank(plan: ServePlan, seat: Member, secret: str, namespace: str) -> Ra
     """Start a rank's process; it loads nothing yet. Ranks take no CPU resource: they share the cores by turns."""
     order = _order(plan, seat, secret)
     options: dict[str, Any] = {
-        "name": f"rank-{seat.rank}",
+        "name": f"rank-{seat.rank}" + (f"-{seat.incarnation}" if seat.incarnation else ""),
         "namespace": namespace,
         "lifetime": "detached",
         "num_cpus": 0,

@@ -1,4 +1,4 @@
-"""Balancer: watches the loads, asks the policy, moves experts in rounds, and says why and what it brought.
+"""Balancer: watches the loads, asks the policy, has experts moved, and says why and what it brought.
 
 One at a time, beside the running steps; whatever fails leaves the placement in use as it is. Knows ranks through
 `RankPort` only, so it runs alike over Ray actors and over threads.
@@ -8,69 +8,42 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from cluster.balance.cost import CostModel
 from cluster.balance.forecast import forecast, rows_of
-from cluster.balance.loads import History, LoadCollector, excess_of
-from cluster.balance.planner import fetches
+from cluster.balance.loads import History, LoadCollector, StepRow, excess_of
+from cluster.balance.planner import fetches, repaired
 from cluster.balance.policies.base import Policy, Situation
 from cluster.balance.policies.registry import PolicyFailed, ask
-from cluster.balance.rounds import rounds
 from cluster.balance.score import predicted_excess
 from cluster.balance.shape import ClusterShape
 from cluster.events import EventLog
+from cluster.mover import MoveLimits, Mover, RankPort, Stuck
 from cluster.recorder import LoadRecorder
 from cluster.status import BalancerView
 from experts.errors import UserError
-from experts.loads import StepLoads
-from experts.migrate import Move, Staged
-from experts.placement import Change, Placement
-from experts.weights_server import MoveFailed, PeerSlot
+from experts.placement import Placement
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 _POLL = 0.5  # s between looks at the loads
-_STAGE_SECONDS = 15.0  # for fetching a round's experts, beside what their bytes take
-_SWITCH_SECONDS = 10.0  # for all ranks to end a step under a placement that all offered
 _HISTORY = 240  # rows
 _COUNTED = 20_000  # steps
 _LEAST_ROWS = 4
 
 
-class RankPort(Protocol):
-    """A rank as the balancer uses it. Every call may raise when the rank is gone."""
-
-    rank: int
-    title: str
-    holds: bool
-    runs_attention: bool
-    host: str
-    weights_port: int
-
-    async def steps(self) -> list[StepLoads]: ...
-    async def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]: ...
-    async def offer(self, placement: Placement) -> None: ...
-    async def drop_staged(self) -> None: ...
-    async def version(self) -> int: ...
-    async def nudge(self) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class BalancerSettings:
-    """enabled: acts by itself; interval: rows between plans; least_pairs: routed tokens a layer that make a row;
-    expert_bytes: of one slot; bandwidth: bytes/s of moves into a rank; staged_bytes: of a rank, in one round."""
+    """enabled: acts by itself; least_pairs: routed tokens a layer that make a row; interval: rows between plans."""
 
     enabled: bool
-    expert_bytes: int
+    moves: MoveLimits
     least_pairs: int
     interval: int = 20
-    bandwidth: float = 500e6
-    staged_bytes: int = 64 << 20
     horizon: float = 200.0
 
 
@@ -95,8 +68,13 @@ class Decision:
         )
 
 
-class Stuck(Exception):
-    """A deadline of the balancer passed; the text says which."""
+class Counted(NamedTuple):
+    """A step. busiest, mean: tokens of the ranks with most, and of the mean rank, over all layers."""
+
+    epoch: int
+    step: int
+    busiest: int
+    mean: float
 
 
 class Balancer:
@@ -106,26 +84,32 @@ class Balancer:
         self, ports: Sequence[RankPort], placement: Placement, policy: Policy, settings: BalancerSettings,
         events: EventLog, recorder: LoadRecorder | None = None,
     ) -> None:  # fmt: skip
-        """ports: all members of the epoch, in its order; recorder: gets every step, too."""
-        self.placement = placement
-        self.plans = self.rebalances = self.experts_moved = 0
+        """ports: all members of epoch 1, in its order; recorder: gets every step, too."""
+        self.plans = self.rebalances = 0
         self.rebalance_seconds = 0.0
         self.state = "ok" if settings.enabled else "off"
         self.reason = ""
         self.last_text = ""
-        self._ports, self._policy, self._settings, self._events = ports, policy, settings, events
+        self._policy, self._settings, self._events = policy, settings, events
+        self._mover = Mover(ports, placement, settings.moves, self._note, self._know)
         self._experts = [port for port in ports if port.holds]
-        sources = [number for number, port in enumerate(ports) if port.runs_attention]
-        self._collector = LoadCollector(placement, [port.rank for port in self._experts], sources)
+        self._collector = _collector(1, placement, ports)
         self._history = History(_HISTORY, settings.least_pairs)
-        self._lock = asyncio.Lock()
-        self._newest = placement.version  # ever offered
-        self._digests: dict[tuple[int, int], bytes] = {}  # checksums of (layer, expert)
-        self._pending: Placement | None = None  # offered, and not known to be in use
+        self.quiet = asyncio.Lock()  # held while something moves: whoever holds it keeps the placement as it is
         self._planned_at = 0  # rows seen when it planned last
         self._judge_at: tuple[int, Decision, Placement] | None = None  # rows, what was promised, what was before
         self._recorder = recorder
-        self.counted: deque[tuple[int, int, float]] = deque(maxlen=_COUNTED)  # step, busiest, mean tokens, over layers
+        self.counted: deque[Counted] = deque(maxlen=_COUNTED)
+
+    @property
+    def placement(self) -> Placement:
+        """The one in use."""
+        return self._mover.placement
+
+    @property
+    def experts_moved(self) -> int:
+        """Since the start."""
+        return self._mover.fetched
 
     @property
     def view(self) -> BalancerView:
@@ -137,8 +121,10 @@ class Balancer:
 
     @property
     def shape(self) -> ClusterShape:
-        """The expert ranks."""
-        return ClusterShape(self.placement.ranks, self.placement.slots_per_rank)
+        """The expert ranks; seats without a member count as dead."""
+        members = {port.rank for port in self._experts}
+        vacant = frozenset(range(self.placement.ranks)) - members
+        return ClusterShape(self.placement.ranks, self.placement.slots_per_rank, dead=vacant)
 
     async def run(self) -> None:
         """Look at the loads for ever, and rebalance when it is time."""
@@ -147,7 +133,7 @@ class Balancer:
             try:
                 await self.look()
                 if self._settings.enabled and self._due():
-                    async with self._lock:
+                    async with self.quiet:
                         await self._consider()
             except Stuck as stuck:
                 self._degrade(str(stuck))
@@ -156,20 +142,40 @@ class Balancer:
 
     async def look(self) -> None:
         """Take in what the ranks counted since the last look."""
-        told = await asyncio.gather(*(port.steps() for port in self._experts))
-        for port, steps in zip(self._experts, told, strict=True):
-            self._collector.add(port.rank, steps)
-        for row in self._collector.take():
-            if self._recorder is not None:
-                self._recorder.add(row)
-            self._history.add(row)
-            busiest, mean = row.rank_tokens.max(axis=0).sum(), row.rank_tokens.mean(axis=0).sum()
-            self.counted.append((row.step, int(busiest), float(mean)))
+        await self._look(self._experts, [self._collector])
         self._judge()
+
+    async def meet(self, epoch: int, ports: Sequence[RankPort]) -> None:
+        """Epoch `epoch` runs, of these members; call it with `quiet` held, before the processes of those that left end."""
+        experts = [port for port in ports if port.holds]
+        last, self._collector = self._collector, _collector(epoch, self.placement, ports)
+        everyone = {port.rank: port for port in (*self._experts, *experts)}
+        await self._look(list(everyone.values()), [last, self._collector])
+        self._experts = experts
+        self._mover.meet(ports)
+        self._judge_at = None  # what was promised was for other ranks
+
+    async def vacate(self, rank: int) -> None:
+        """Have the others take over what only `rank` holds, so that nothing routes to it; call it with `quiet` held.
+
+        Raises UserError when the others have too few slots, Stuck when moves failed.
+        """
+        was, before = self.placement, self.experts_moved
+        shape = replace(self.shape, dead=self.shape.dead | {rank})
+        shape.check(was.layers, was.experts)
+        load = np.ones((was.layers, was.experts))
+        if len(self._history):
+            load += np.stack([row.loads for row in self._history.newest(self._settings.interval)]).mean(axis=0)
+        table = repaired(load, shape, was).astype(np.int64)
+        await self._mover.settle()
+        await self._mover.carry_out(Placement(was.version + 1, was.ranks, was.slots_per_rank, table, "vacate"))
+        if (self.placement.local(rank) >= 0).any():
+            raise Stuck(f"rank {rank} still holds experts: moves failed")
+        self._note("vacated", f"rank {rank}; {self.experts_moved - before} experts were fetched by others")
 
     async def rebalance(self, dry_run: bool) -> Decision:
         """Plan now, and move unless `dry_run`. Raises UserError when there is nothing to plan from."""
-        async with self._lock:
+        async with self.quiet:
             await self.look()
             if len(self._history) == 0:
                 raise UserError("no loads yet", "some requests first", "rebalance")
@@ -195,15 +201,15 @@ class Balancer:
 
     async def _decide(self) -> Decision:
         """Ask the policy, beside the event loop."""
-        await self._settle()
+        await self._mover.settle()
         self._planned_at = self._history.total
         self.plans += 1
         loads, steps = self._history.loads(), sum(row.steps for row in self._history.newest(self._settings.interval))
         busy = sum(float(row.seconds.max()) for row in self._history.newest(self._settings.interval))
         cost = CostModel(
             max(busy / max(steps, 1), 1e-6),
-            self._settings.expert_bytes,
-            self._settings.bandwidth,
+            self._settings.moves.expert_bytes,
+            self._settings.moves.bandwidth,
             self._settings.horizon,
         )
         situation = Situation(loads, self.placement, self.shape, cost, self._settings.interval)
@@ -220,111 +226,44 @@ class Balancer:
         self.last_text = decision.text
         return decision
 
-    async def _settle(self) -> None:
-        """Find out whether a placement came into use after all. Raises Stuck while that is open."""
-        if self._pending is None:
-            return
-        if min(await asyncio.gather(*(port.version() for port in self._ports))) < self._pending.version:
-            raise Stuck(f"placement {self._pending.version} was offered and is not in use yet")
-        self.placement, self._pending = self._pending, None
-
     async def _carry_out(self, decision: Decision) -> None:
         started = time.monotonic()
         was = self.placement
         self._note("rebalance", decision.text)
-        limit = max(1, self._settings.staged_bytes // self._settings.expert_bytes)
-        moved = 0
+        before = self.experts_moved
         try:
-            for target in rounds(self.placement, decision.placement, limit):
-                moved += await self._round(target)
-                if (self.placement.slot_expert != target.slot_expert).any():
-                    break  # some move failed: the next plan starts from what is
+            await self._mover.carry_out(decision.placement)
         except Stuck as stuck:
-            await self._drop()
             self._degrade(str(stuck))
-        except Exception:
-            await self._drop()
-            raise
         else:
             self.state, self.reason = "ok" if self._settings.enabled else "off", ""
-        seconds = time.monotonic() - started
+        seconds, moved = time.monotonic() - started, self.experts_moved - before
         self.rebalances += moved > 0
-        self.experts_moved += moved
         self.rebalance_seconds += seconds
         self._note(
             "moved",
-            f"{moved} of {decision.moves} experts, {moved * self._settings.expert_bytes / 1e6:.1f} MB, in {seconds:.2f} s; "
+            f"{moved} of {decision.moves} experts, {moved * self._settings.moves.expert_bytes / 1e6:.1f} MB, in {seconds:.2f} s; "
             f"placement {self.placement.version} is in use",
         )
         self._judge_at = (self._history.total + self._settings.interval, decision, was)
 
-    async def _round(self, target: Placement) -> int:
-        """Stage one round's moves, switch to what of it arrived. Returns the experts fetched."""
-        changes = self.placement.diff(target)
-        per_rank = {port.rank: self._moves(port, changes) for port in self._experts}
-        most = max(map(len, per_rank.values()), default=0)
-        deadline = _STAGE_SECONDS + 5 * most * self._settings.expert_bytes / self._settings.bandwidth
-        calls = [port.stage(per_rank[port.rank], self._settings.bandwidth) for port in self._experts]
-        told = await _within(deadline, asyncio.gather(*calls), f"fetching {most} experts")
-        each = [(port, one) for port, staged in zip(self._experts, told, strict=True) for one in staged]
-        failed = [(port, one) for port, one in each if one.error or not self._known_copy(one)]
-        for port, one in failed:
-            self._note(
-                "move failed",
-                f"expert {one.move.expert} of layer {one.move.layer} to {port.title}: "
-                + (one.error or f"the copy from {one.origin} differs from those moved before"),
-            )
-        width = self.placement.slots_per_rank
-        lost = {(one.move.layer, port.rank * width + one.move.slot) for port, one in failed}
-        self._newest += 1
-        reached = replace(without(self.placement, target, lost) if lost else target, version=self._newest)
-        fetched = int(fetches(self.placement, reached).sum())
-        await self._switch(reached)
-        await self._drop()
-        return fetched
+    async def _look(self, ports: Sequence[RankPort], collectors: Sequence[LoadCollector]) -> None:
+        told = await asyncio.gather(*(port.steps() for port in ports))
+        for collector in collectors:
+            for port, steps in zip(ports, told, strict=True):
+                collector.add(port.rank, steps)
+            for row in collector.take():
+                self._take(row)
 
-    def _known_copy(self, staged: Staged) -> bool:
-        """Whether a copy's checksum is that of the same expert's copies before it; the first one is believed."""
-        return self._digests.setdefault((staged.move.layer, staged.move.expert), staged.digest) == staged.digest
+    def _take(self, row: StepRow) -> None:
+        if self._recorder is not None:
+            self._recorder.add(row)
+        self._history.add(row)
+        busiest, mean = row.rank_tokens.max(axis=0).sum(), row.rank_tokens.mean(axis=0).sum()
+        self.counted.append(Counted(row.epoch, row.step, int(busiest), float(mean)))
 
-    async def _switch(self, reached: Placement) -> None:
-        """Offer a placement to all ranks, and wait until a step used it. Raises Stuck."""
-        self._collector.know(reached)
-        self._pending = reached
-        offers = asyncio.gather(*(port.offer(reached) for port in self._ports))
-        try:
-            await _within(_SWITCH_SECONDS, offers, f"offering placement {reached.version}")
-        except MoveFailed as error:
-            self._pending = None  # a rank that has not offered it keeps it from ever being used
-            raise Stuck(str(error)) from error
-        await _within(_SWITCH_SECONDS, self._in_use(reached.version), f"switching to placement {reached.version}")
-        self.placement, self._pending = reached, None
-
-    async def _in_use(self, version: int) -> None:
-        bell = next(port for port in self._ports if port.runs_attention)
-        while True:
-            await bell.nudge()
-            if min(await asyncio.gather(*(port.version() for port in self._ports))) >= version:
-                return
-            await asyncio.sleep(0.01)
-
-    def _moves(self, port: RankPort, changes: Sequence[Change]) -> list[Move]:
-        """What a rank fetches, each expert from its live copies: ranks of the same host first, turned so that sources
-        share the work."""
-        width = self.placement.slots_per_rank
-        by_rank = {p.rank: p for p in self._experts}
-        out = []
-        for n, change in enumerate(changes):
-            if change.slot // width != port.rank or change.new < 0:
-                continue
-            slots = np.flatnonzero(self.placement.slot_expert[change.layer] == change.new).tolist()
-            turned = slots[n % len(slots) :] + slots[: n % len(slots)]
-            turned.sort(key=lambda slot: by_rank[slot // width].host != port.host)
-            peers = tuple(
-                PeerSlot(by_rank[s // width].host, by_rank[s // width].weights_port, s % width) for s in turned
-            )
-            out.append(Move(change.layer, change.slot % width, change.new, peers))
-        return out
+    def _know(self, placement: Placement) -> None:
+        self._collector.know(placement)
 
     def _judge(self) -> None:
         """Some time after a rebalance: what it brought, on the traffic that came."""
@@ -341,10 +280,6 @@ class Balancer:
             f"placement before would have had {100 * old:.1f} %; counted, small steps included: {100 * excess_of(since):.1f} %",
         )
 
-    async def _drop(self) -> None:
-        """Forget what was staged, wherever a rank still answers."""
-        await asyncio.gather(*(port.drop_staged() for port in self._experts), return_exceptions=True)
-
     def _degrade(self, reason: str) -> None:
         """Balancing does not go on as it should: told once, and shown until it does."""
         if reason != self.reason:
@@ -356,24 +291,6 @@ class Balancer:
         self._events.add(time.time(), kind, text)
 
 
-def without(current: Placement, target: Placement, failed: set[tuple[int, int]]) -> Placement:
-    """`target` less some (layer, slot) changes, and less whatever would leave an expert without a copy then."""
-    table = target.slot_expert.copy()
-    for layer, slot in failed:
-        table[layer, slot] = current.slot_expert[layer, slot]
-    for layer, row in enumerate(table):
-        while True:
-            held = np.bincount(row[row >= 0], minlength=current.experts)
-            missing = np.flatnonzero(held == 0)
-            if not len(missing):
-                break
-            gone = current.slot_expert[layer] == missing[0]
-            row[gone] = missing[0]
-    return replace(target, slot_expert=table)
-
-
-async def _within(seconds: float, work: Awaitable[T], what: str) -> T:
-    try:
-        return await asyncio.wait_for(work, seconds)
-    except TimeoutError:
-        raise Stuck(f"{what} took more than {seconds:.0f} s") from None
+def _collector(epoch: int, placement: Placement, ports: Sequence[RankPort]) -> LoadCollector:
+    sources = [number for number, port in enumerate(ports) if port.runs_attention]
+    return LoadCollector(epoch, placement, [port.rank for port in ports if port.holds], sources)

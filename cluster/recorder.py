@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class LoadRecorder:
             self.full = True
             log.warning("%s: %d steps recorded, which is all that fits; recording ends", self.path, len(self._rows))
             return
-        self._rows.append(StepRow(row.step, row.phase, row.source_loads.astype(np.int32), row.rank_tokens, row.seconds))
+        self._rows.append(replace(row, source_loads=row.source_loads.astype(np.int32)))
 
     def save(self) -> None:
         """Write the trace beside its place, then put it there."""

@@ -7,6 +7,8 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,18 +16,21 @@ import ray
 from ray.exceptions import RayActorError
 
 from cluster.balance.policies.registry import load_policy
+from cluster.doors import Doors
 from cluster.events import EventLog
 from cluster.lifecycle import Lifecycle
+from cluster.members import change_members
 from cluster.metrics import merge_pages, rank_metrics
+from cluster.mover import MoveLimits
 from cluster.plan import ServePlan, balances
 from cluster.ranks import RankHandle, RayPort, start_rank
-from cluster.rebalance import Balancer, BalancerSettings
+from cluster.rebalance import Balancer, BalancerSettings, Counted
 from cluster.recorder import LoadRecorder
 from cluster.status import BalancerView, RankView, StatusBook
 from experts.errors import UserError
 from experts.exchange.group import open_store
 from experts.lease import RENEW
-from experts.membership import EpochRecord, Membership
+from experts.membership import EpochRecord, Member, Membership
 from experts.placement import Placement
 from experts.rank import RankReport
 from experts.slots import slot_bytes
@@ -37,7 +42,6 @@ log = logging.getLogger(__name__)
 GROUP_TIMEOUT = 30.0  # s, of building a group and of every collective
 _CULPRIT_WAIT = 0.5  # s that a broken group waits for news of a death, to name it
 _ANSWER = 2.0  # s for a process's event loop to answer: a stopped one must not hold up status, metrics or a verdict
-_DOOR_PAUSE = 0.5  # s between attempts to open a door again
 
 
 class Supervisor:
@@ -51,10 +55,11 @@ class Supervisor:
         self._life = Lifecycle(plan.seats)
         self._changed = asyncio.Condition()
         self._ranks: list[RankHandle] = []
-        self._doors: list[Any] = []
+        self._starting: list[RankHandle] = []  # on seats that no epoch has yet
+        self._incarnations: Counter[int] = Counter()
+        self._doors = Doors(plan.config.host, self._notice)
         self._book = StatusBook(plan.name, plan.placement.slots_per_rank)
         self._watchers: list[asyncio.Task[None]] = []
-        self._door_watchers: list[asyncio.Task[None]] = []
         self._reports: dict[int, tuple[RankReport, EngineStats | None]] = {}
         self._events = EventLog()
         self._balancer: Balancer | None = None
@@ -107,18 +112,55 @@ class Supervisor:
 
     async def rebalance(self, dry_run: bool) -> dict[str, Any]:
         """Plan now, and move unless `dry_run`: the fields of RebalanceResponse. Raises UserError."""
-        if self._balancer is None or self._balancing is None:
-            raise UserError(f"a cluster that is {self._life.state}", "one that serves", "rebalance")
+        balancer = self._serving()
         if self._placement.ranks < 2:
             raise UserError("one rank with experts", "at least 2, between which experts can move", "rebalance")
-        decision = await self._balancer.rebalance(dry_run)
+        decision = await balancer.rebalance(dry_run)
         return {
             "placement_version": self._placement.version, "moves": decision.moves, "excess_before": decision.before,
             "excess_after": decision.after, "transfer_seconds": decision.cost, "text": decision.text,
         }  # fmt: skip
 
-    async def counted(self) -> list[tuple[int, int, float]]:
-        """Of the newest steps: (step, tokens of the busiest ranks, of the mean rank), over all layers."""
+    async def release(self, rank: int) -> None:
+        """Have a rank with experts leave while steps run: the others take over what it holds, then its process ends.
+
+        Raises UserError when they can't.
+        """
+        balancer = self._serving()
+        leaving = next((handle for handle in self._ranks if handle.seat.rank == rank), None)
+        if leaving is None or leaving.seat.role != "expert":
+            raise UserError(f"rank {rank}", "a rank that only holds experts", "release")
+        async with balancer.quiet:
+            await balancer.vacate(rank)
+            await self._next_epoch([handle for handle in self._ranks if handle is not leaving], [])
+            self._life.release(rank)
+        ray.kill(leaving.actor)
+        self._events.add(time.time(), "left", f"{leaving.title}, since epoch {self._life.epoch}")
+
+    async def admit(self, rank: int) -> None:
+        """Start a process on a vacant seat with experts and take it in while steps run; it gets experts as loads ask.
+
+        Raises UserError for a seat that the placement lacks or that is taken.
+        """
+        balancer, taken = self._serving(), {handle.seat.rank for handle in self._ranks}
+        vacant = set(range(self._placement.ranks)) - taken
+        if rank not in vacant:
+            raise UserError(f"seat {rank}", f"a vacant one ({sorted(vacant) or 'there is none'})", "admit")
+        async with balancer.quiet:
+            joining = await self._joining(rank)
+            try:
+                await self._next_epoch(sorted((*self._ranks, joining), key=lambda h: h.seat.rank), [joining])
+            except BaseException:
+                ray.kill(joining.actor)
+                raise
+            finally:
+                self._starting.remove(joining)
+            self._life.admit(joining.seat)
+        self._watchers.append(asyncio.create_task(self._watch_rank(joining)))
+        self._events.add(time.time(), "joined", f"{joining.title}, in epoch {self._life.epoch}")
+
+    async def counted(self) -> list[Counted]:
+        """The newest steps."""
         if self._balancer is None:
             return []
         await self._balancer.look()
@@ -138,15 +180,11 @@ class Supervisor:
 
     async def add_door(self, door: Any, order: IngressOrder, port: int) -> None:
         """Watch a door that listens on `port`, and put its metrics on the cluster's page."""
-        self._doors.append(door)
-        self._door_watchers.append(asyncio.create_task(self._watch_door(door, order, port)))
+        self._doors.add(door, order, port)
 
     async def metrics(self, ingress_page: str) -> str:
         """Prometheus text of the whole cluster: an ingress's own page, the doors' and the ranks'."""
-        asked = (asyncio.wait_for(door.metrics.remote(), _ANSWER) for door in self._doors)
-        pages = await asyncio.gather(*asked, return_exceptions=True)
-        told = [page for page in pages if not isinstance(page, BaseException)]
-        return merge_pages([ingress_page, *told]) + rank_metrics(
+        return merge_pages([ingress_page, *await self._doors.pages()]) + rank_metrics(
             await self._views(), self._book, self._placement, self._balancer_view
         )
 
@@ -161,9 +199,10 @@ class Supervisor:
         waits = [asyncio.ensure_future(h.actor.ended.remote()) for h in self._ranks if h in attention]
         if waits:
             await asyncio.wait(waits, timeout=5)
-        for watcher in (*self._watchers, *self._door_watchers):
+        self._doors.stop_watching()
+        for watcher in self._watchers:
             watcher.cancel()
-        for handle in self._ranks:
+        for handle in (*self._ranks, *self._starting):
             ray.kill(handle.actor)
 
     async def _keep_ranks(self) -> None:
@@ -182,10 +221,42 @@ class Supervisor:
         except RayActorError as error:  # whoever waits on `ended` deals with it
             log.info("%s can't be kept: %s", handle.title, error)
 
+    def _serving(self) -> Balancer:
+        """The balancer of a cluster that serves. Raises UserError for one that does not."""
+        if self._balancer is None or self._balancing is None:
+            raise UserError(f"a cluster that is {self._life.state}", "one that serves", "supervisor")
+        return self._balancer
+
+    async def _joining(self, rank: int) -> RankHandle:
+        """A new process for a seat, loaded with what the placement in use has there: nothing."""
+        self._incarnations[rank] += 1
+        seat = Member(rank, "expert", self._incarnations[rank])
+        handle = start_rank(replace(self._plan, placement=self._placement), seat, self._secret, self._namespace)
+        self._starting.append(handle)
+        await handle.actor.load.remote()
+        report, _ = await self._report(handle)
+        handle.seat = replace(seat, pid=report.pid)
+        return handle
+
+    def _record(self, members: Sequence[RankHandle], planned: bool) -> EpochRecord:
+        seats = tuple(handle.seat for handle in members)
+        membership = Membership(self._life.next_epoch(), seats, self._placement.version)
+        return EpochRecord(membership, "127.0.0.1", self._store.port, GROUP_TIMEOUT, planned)
+
+    async def _next_epoch(self, members: Sequence[RankHandle], joining: Sequence[RankHandle]) -> None:
+        """From the running epoch to the next one, without a pause. Raises ChangeFailed."""
+        record = self._record(members, planned=True)
+        await change_members(self._ranks, joining, record)
+        self._ranks = list(members)
+        self._life.entered(record.membership.epoch)
+        await self._serving().meet(record.membership.epoch, await self._ports())
+
+    async def _ports(self) -> list[RayPort]:
+        reports = await asyncio.gather(*(self._report(handle) for handle in self._ranks))
+        return [RayPort(h, report.weights_port) for h, (report, _) in zip(self._ranks, reports, strict=True)]
+
     async def _enter_epoch(self) -> None:
-        epoch = self._life.next_epoch()
-        membership = Membership(epoch, self._life.live, self._plan.placement.version)
-        record = EpochRecord(membership, "127.0.0.1", self._store.port, GROUP_TIMEOUT)
+        record = self._record(self._ranks, planned=False)
         joins = []
         for handle in self._ranks:
             if handle.seat.runs_attention:
@@ -195,23 +266,21 @@ class Supervisor:
                 joins.append(handle.actor.join.remote(record))
         await asyncio.gather(*joins)
         self._watchers = [asyncio.create_task(self._watch_rank(handle)) for handle in self._ranks]
-        self._life.joined(epoch)
+        self._life.joined(record.membership.epoch)
         await self._start_balancing()
         await self._tell()
 
     async def _start_balancing(self) -> None:
         """Watch the loads from now on, and act on them where that is wanted."""
         plan = self._plan
-        reports = await asyncio.gather(*(self._report(handle) for handle in self._ranks))
-        ports = [RayPort(h, report.weights_port) for h, (report, _) in zip(self._ranks, reports, strict=True)]
         settings = BalancerSettings(
             enabled=balances(plan.config, plan.placement),
-            expert_bytes=slot_bytes(plan.spec.experts, plan.dtype),
+            moves=MoveLimits(slot_bytes(plan.spec.experts, plan.dtype)),
             least_pairs=8 * plan.spec.experts.experts if plan.synthetic is None else 1,
             interval=plan.config.eplb_interval,
         )
         policy = load_policy(plan.config.eplb_policy)
-        self._balancer = Balancer(ports, plan.placement, policy, settings, self._events, self._recorder)
+        self._balancer = Balancer(await self._ports(), plan.placement, policy, settings, self._events, self._recorder)
         self._balancing = asyncio.create_task(self._balancer.run())
 
     async def _stop_balancing(self) -> None:
@@ -262,39 +331,15 @@ class Supervisor:
 
     async def _hung(self, handle: RankHandle) -> None:
         """A rank that does not answer is given up, and ended as soon as it reacts: its group went on without it."""
-        if self._life.seat_states[handle.seat.rank] == "dead":
+        if handle not in self._ranks or self._life.seat_states[handle.seat.rank] == "dead":
             return
         self._life.died(handle.seat.rank, f"{handle.title} does not answer any more; logs are in {self._log_dir}")
         log.error("%s", self._life.reason)
         ray.kill(handle.actor)
         await self._end_epoch()
 
-    async def _watch_door(self, door: Any, order: IngressOrder, port: int) -> None:
-        """Open a door again that died: Ray starts its process anew, which then knows no port yet."""
-        while self._life.state != "stopping":
-            try:
-                await door.ended.remote()
-                return  # closed on purpose
-            except RayActorError as error:
-                log.error("the gRPC door died: %s", error)
-            self._life.notice("the gRPC door died and is started again")
-            await self._tell()
-            while not await self._reopened(door, order, port):
-                await asyncio.sleep(_DOOR_PAUSE)
-            self._life.notice("")
-            await self._tell()
-
-    async def _reopened(self, door: Any, order: IngressOrder, port: int) -> bool:
-        me = ray.get_runtime_context().current_actor
-        try:
-            await door.start.remote(order, me, self._plan.config.host, port)
-        except (RayActorError, UserError) as error:  # not up yet; or someone took the port meanwhile
-            log.warning("the gRPC door is not back yet: %s", error)
-            return False
-        return True
-
     async def _lost(self, handle: RankHandle) -> None:
-        if self._life.seat_states[handle.seat.rank] == "dead":
+        if handle not in self._ranks or self._life.seat_states[handle.seat.rank] == "dead":
             return  # ended by us
         self._life.died(handle.seat.rank, f"{handle.title} died; logs are in {self._log_dir}")
         if self._life.state != "stopping":
@@ -310,6 +355,10 @@ class Supervisor:
                 handle.actor.leave.remote(reason)
         await self._tell()
         await self._stop_balancing()
+
+    async def _notice(self, what: str) -> None:
+        self._life.notice(what)
+        await self._tell()
 
     async def _tell(self) -> None:
         async with self._changed:

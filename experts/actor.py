@@ -30,7 +30,7 @@ class ExpertActor(RankActor):
             loop.call_soon_threadsafe(self._end, reason)
 
         assert self._seat.exchange is not None, "a joined seat has an exchange"
-        body = ExpertRankLoop(layers, self._seat.exchange, self._seat.bell, lost)
+        body = ExpertRankLoop(layers, self._seat.exchange, self._seat.bell, lost, awaited=record.planned)
         threading.Thread(target=self._run, args=(body, loop), name="step-loop", daemon=True).start()
 
     async def leave(self, reason: str) -> None:

@@ -1,6 +1,9 @@
-"""Doorbell: the newest step that anyone wants run. A counter that only rises, so that no ring is ever lost."""
+"""Doorbell: the newest step that anyone wants run. It only rises, so that no ring is ever lost."""
 
 import threading
+
+Moment = tuple[int, int]  # (epoch, step); steps count from 0 in each epoch
+NEVER: Moment = (-1, -1)
 
 
 class Doorbell:
@@ -8,21 +11,21 @@ class Doorbell:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._newest = -1
+        self._newest = NEVER
 
     @property
-    def newest(self) -> int:
-        """The newest step rung for, -1 before the first ring."""
+    def newest(self) -> Moment:
+        """The newest step rung for, NEVER before the first ring."""
         return self._newest
 
-    def ring(self, step: int) -> None:
-        """Ask for step `step` to be run; a number not above the newest changes nothing."""
+    def ring(self, wanted: Moment) -> None:
+        """Ask for a step to be run; one not after the newest changes nothing."""
         with self._changed:
-            if step > self._newest:
-                self._newest = step
+            if wanted > self._newest:
+                self._newest = wanted
                 self._changed.notify_all()
 
-    def wait_above(self, step: int, timeout: float | None = None) -> bool:
-        """Sleep until the newest step is above `step`, at most `timeout` seconds. Returns whether it is."""
+    def wait_for(self, wanted: Moment, timeout: float | None = None) -> bool:
+        """Sleep until `wanted` or a later step was rung for, at most `timeout` seconds. Returns whether it was."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._newest > step, timeout)
+            return self._changed.wait_for(lambda: self._newest >= wanted, timeout)

@@ -3,6 +3,7 @@
 import threading
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,10 @@ DECODE, PREFILL, BOTH = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class StepLoads:
-    """One step of one rank. counts: int32 [A, L, S] tokens per source (member of the group), layer and slot; version:
-    of the placement; phase: DECODE, PREFILL or BOTH; seconds: in this rank's experts."""
+    """One step of one rank. counts: int32 [A, L, S] tokens per source (member of the epoch's group), layer and slot;
+    version: of the placement; phase: DECODE, PREFILL or BOTH; seconds: in this rank's experts."""
 
+    epoch: int
     step: int
     version: int
     phase: int
@@ -26,27 +28,36 @@ class StepLoads:
     seconds: float
 
 
+class _Ended(NamedTuple):
+    """counts: int64 [L, A*(S+1)], still on the device."""
+
+    header: StepHeader
+    phase: int
+    counts: torch.Tensor
+    seconds: float
+
+
 class ExpertLoads:
     """Running totals per MoE layer and slot, and the newest steps. `add` and `end_step` are called by the step thread,
-    `snapshot` and `drain` by any. sources: members of the group."""
+    `snapshot` and `drain` by any. sources: members of the group, as many as the first header names."""
 
     def __init__(self, layers: int, slots: int, device: torch.device | str = "cpu", sources: int = 1) -> None:
         self._lock = threading.Lock()
         self._slots, self._sources = slots, sources
-        width = slots + 1  # the last column is "none"
+        self._width = slots + 1  # the last column is "none"
         self._totals = torch.zeros(layers, slots, dtype=torch.int64, device=device)
-        self._step = torch.zeros(layers, sources * width, dtype=torch.int64, device=device)
-        self._ended: deque[tuple[int, int, int, torch.Tensor, float]] = deque(maxlen=KEPT_STEPS)
+        self._step = torch.zeros(layers, sources * self._width, dtype=torch.int64, device=device)
+        self._ended: deque[_Ended] = deque(maxlen=KEPT_STEPS)
 
     def add(self, layer: int, batch: ExpertBatch) -> None:
         """Count the tokens of one layer of the step under way."""
         if batch.slots.numel() == 0 or self._slots == 0:
             return
-        width = self._slots + 1
+        self._meet(max(len(batch.rows), 1))
         flat = torch.where(batch.slots < 0, self._slots, batch.slots).long()
         if self._sources > 1:
-            flat = flat + width * self._source_of(batch)[:, None]
-        self._step[layer].add_(torch.bincount(flat.reshape(-1), minlength=self._sources * width))
+            flat = flat + self._width * self._source_of(batch)[:, None]
+        self._step[layer].add_(torch.bincount(flat.reshape(-1), minlength=self._sources * self._width))
 
     def end_step(self, header: StepHeader, seconds: float) -> None:
         """The step that ran `header` is over; seconds: of compute on this rank."""
@@ -54,10 +65,11 @@ class ExpertLoads:
             return
         prefill = sum(header.prefill)
         phase = DECODE if not prefill else PREFILL if prefill == sum(header.tokens) else BOTH
+        self._meet(len(header.tokens))
         step, self._step = self._step, torch.zeros_like(self._step)
         with self._lock:
-            self._totals += step.view(len(step), self._sources, -1)[:, :, :-1].sum(dim=1)
-            self._ended.append((header.step, header.version, phase, step, seconds))
+            self._totals += step.view(len(step), -1, self._width)[:, :, :-1].sum(dim=1)
+            self._ended.append(_Ended(header, phase, step, seconds))
 
     def snapshot(self) -> torch.Tensor:
         """[L, S] int64 totals of ended steps since the start, a copy on the CPU."""
@@ -71,12 +83,18 @@ class ExpertLoads:
             self._ended.clear()
         return [
             StepLoads(
-                step, version, phase,
-                counts.view(len(counts), self._sources, -1)[:, :, :-1].transpose(0, 1).to("cpu", torch.int32).numpy(),
+                header.epoch, header.step, header.version, phase,
+                counts.view(len(counts), -1, self._width)[:, :, :-1].transpose(0, 1).to("cpu", torch.int32).numpy(),
                 seconds,
             )
-            for step, version, phase, counts, seconds in ended
+            for header, phase, counts, seconds in ended
         ]  # fmt: skip
+
+    def _meet(self, sources: int) -> None:
+        """The group has another number of members from this step on, of which nothing is counted yet."""
+        if sources != self._sources:
+            self._sources = sources
+            self._step = self._step.new_zeros(len(self._step), sources * self._width)
 
     def _source_of(self, batch: ExpertBatch) -> torch.Tensor:
         """[N] the member that each row came from."""

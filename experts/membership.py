@@ -44,6 +44,10 @@ class Membership:
         """Number of members."""
         return len(self.members)
 
+    def seats(self, rank: int) -> bool:
+        """Whether `rank` is a member."""
+        return any(member.rank == rank for member in self.members)
+
     def index(self, rank: int) -> int:
         """The number in the group of the member on seat `rank`."""
         for index, member in enumerate(self.members):
@@ -54,9 +58,13 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """All that a rank needs to take its seat in an epoch: who is in it, and where its store is. timeout: s."""
+    """All that a rank needs to take its seat in an epoch: who is in it, and where its store is. timeout: s.
+
+    planned: the epoch before runs on until all members have this one, so nobody need be rung for its first step.
+    """
 
     membership: Membership
     store_host: str
     store_port: int
     timeout: float
+    planned: bool = False

@@ -102,6 +102,12 @@ class Placement:
         """[L, S] logical expert in each slot of `rank`."""
         return self.slot_expert[:, rank * self.slots_per_rank : (rank + 1) * self.slots_per_rank]
 
+    @property
+    def ranks_used(self) -> set[int]:
+        """Ranks that hold an expert in some layer."""
+        slots = np.flatnonzero((self.slot_expert >= 0).any(axis=0))
+        return set((slots // self.slots_per_rank).tolist())
+
     def replicas(self) -> IntArray:
         """[L, E] how many slots hold each expert."""
         counts = np.zeros((self.layers, self.experts), dtype=np.int64)

@@ -15,6 +15,7 @@ from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
 from experts.exchange.group import build_group, connect_store
 from experts.exchange.split import SplitPolicy
+from experts.exchange.transport import Group
 from experts.layers import ExpertLayers
 from experts.loader import load_slots
 from experts.loads import StepLoads
@@ -93,9 +94,7 @@ class RankSeat:
     def join(self, record: EpochRecord) -> ExpertLayers:
         """Build this rank's end of an epoch's group; blocks until all members have come. Raises RankLost."""
         order, members = self.order, record.membership
-        store = connect_store(record.store_host, record.store_port, record.timeout)
-        index = members.index(order.rank)
-        group = build_group(store, members.epoch, index, members.size, order.device, order.node_host, record.timeout)
+        group = self._group_of(record)
         form = BlockForm(order.spec.hidden, order.spec.top_k, order.dtype)
         exchange = CollectiveExchange(
             group, members, order.rank, order.placement, form, order.budget, order.policy
@@ -104,6 +103,17 @@ class RankSeat:
             self.exchange = exchange
             self.layers = ExpertLayers(order.spec, exchange, self.slots, order.dtype, order.device, order.pace)
         return self.layers
+
+    def prepare(self, record: EpochRecord) -> None:
+        """Get ready for the next epoch beside the running steps; blocks until all its members have come. Raises RankLost."""
+        assert self.exchange is not None, "a rank joins before epochs follow"
+        group = self._group_of(record) if record.membership.seats(self.order.rank) else None
+        self.exchange.offer_epoch(record.membership, group)
+
+    def drop_epoch(self) -> None:
+        """Forget an epoch that not all members are ready for."""
+        if self.exchange is not None:
+            self.exchange.drop_epoch()
 
     def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]:
         """Fetch experts beside the running steps; blocks. bandwidth: bytes/s. Failures are told, not raised."""
@@ -131,6 +141,12 @@ class RankSeat:
         with self._lock:
             if self.exchange is not None:
                 self.exchange.close()
+
+    def _group_of(self, record: EpochRecord) -> Group:
+        order, members = self.order, record.membership
+        store = connect_store(record.store_host, record.store_port, record.timeout)
+        index = members.index(order.rank)
+        return build_group(store, members.epoch, index, members.size, order.device, order.node_host, record.timeout)
 
     def report(self) -> RankReport:
         """Totals since the current epoch's start."""

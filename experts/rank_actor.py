@@ -3,9 +3,12 @@
 import asyncio
 import os
 from collections.abc import Sequence
+from typing import Any
 
+from experts.doorbell import Moment
 from experts.lease import Lease
 from experts.loads import StepLoads
+from experts.membership import EpochRecord
 from experts.migrate import Move, Staged
 from experts.placement import Placement
 from experts.rank import RankOrder, RankSeat
@@ -29,9 +32,9 @@ class RankActor:
         """Waits until the step loop ends; empty when it was asked to, else why."""
         return await asyncio.shield(self._ended)
 
-    async def ring(self, step: int) -> None:
-        """Some rank wants step `step` run."""
-        self._seat.bell.ring(step)
+    async def ring(self, wanted: Moment) -> None:
+        """Some rank wants a step run."""
+        self._seat.bell.ring(wanted)
 
     async def keep(self) -> None:
         """The supervisor's sign of life."""
@@ -57,6 +60,43 @@ class RankActor:
         """Forget what was staged and not offered."""
         self._seat.drop_staged()
 
+    async def prepare(self, record: EpochRecord) -> None:
+        """Build the next epoch's group beside the running one, and take it as soon as all members have it.
+
+        A rank that is not in the record ends its loop then. Raises RankLost when the group did not come together.
+        """
+        await asyncio.to_thread(in_own_thread, lambda: self._seat.prepare(record))
+
+    async def drop_epoch(self) -> None:
+        """Forget an epoch that not all members are ready for."""
+        self._seat.drop_epoch()
+
+    async def epoch(self) -> int:
+        """Of the newest step."""
+        return self._seat.exchange.epoch if self._seat.exchange is not None else 0
+
     def _end(self, reason: str) -> None:
         if not self._ended.done():
             self._ended.set_result(reason)
+
+
+class RingingActor(RankActor):
+    """A seat that brings tokens, and therefore rings the others' bells."""
+
+    def __init__(self, order: RankOrder) -> None:
+        super().__init__(order)
+        self._loop = asyncio.get_event_loop()
+        self._peers: list[Any] = []
+
+    async def meet(self, peers: list[Any]) -> None:
+        """The other ranks' actors, from now on."""
+        self._peers = peers
+
+    def _ring(self, wanted: Moment) -> None:
+        """From any thread: the own bell at once, the peers' by a call each that nobody waits for."""
+        self._seat.bell.ring(wanted)
+        self._loop.call_soon_threadsafe(self._ring_peers, wanted)
+
+    def _ring_peers(self, wanted: Moment) -> None:
+        for peer in self._peers:
+            peer.ring.remote(wanted)

@@ -11,7 +11,7 @@ import torch
 from experts.checkpoint.reader import CheckpointReader
 from experts.membership import EpochRecord
 from experts.rank import RankOrder, RankReport
-from experts.rank_actor import RankActor
+from experts.rank_actor import RingingActor
 from experts.threads import in_own_thread
 from router_svc.engine.batch import KVCache
 from router_svc.engine.config import EngineConfig
@@ -34,7 +34,7 @@ class AttentionOrder:
     engine: EngineConfig
 
 
-class AttentionActor(RankActor):
+class AttentionActor(RingingActor):
     """One attention rank's process. The step loop has a thread of its own; this event loop never blocks."""
 
     def __init__(self, order: AttentionOrder) -> None:
@@ -43,8 +43,6 @@ class AttentionActor(RankActor):
         self._model: CausalModel | None = None
         self._engine: Engine | None = None
         self._cache: KVCache | None = None
-        self._peers: list[Any] = []
-        self._loop = asyncio.get_event_loop()
         self._link = LinkServer(self._post, order.seat.secret)
 
     async def load(self) -> int:
@@ -111,15 +109,6 @@ class AttentionActor(RankActor):
                 )
             ]
             self._link.deliver(early)
-
-    def _ring(self, step: int) -> None:
-        """From any thread: the own bell at once, the peers' by a call each that nobody waits for."""
-        self._seat.bell.ring(step)
-        self._loop.call_soon_threadsafe(self._ring_peers, step)
-
-    def _ring_peers(self, step: int) -> None:
-        for peer in self._peers:
-            peer.ring.remote(step)
 
     def _run(self, engine: Engine) -> None:
         engine.run()

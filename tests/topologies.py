@@ -12,6 +12,7 @@ import torch
 from cluster.config import ServeConfig
 from cluster.plan import ServePlan, make_plan
 from experts.checkpoint.reader import CheckpointReader
+from experts.doorbell import Moment
 from experts.exchange.group import open_store
 from experts.membership import EpochRecord, Membership
 from experts.rank import RankOrder, RankSeat
@@ -106,9 +107,9 @@ class ThreadCluster:
         for event in events:
             self.events.put(event)
 
-    def _ring(self, step: int) -> None:
+    def _ring(self, wanted: Moment) -> None:
         for seat in self.seats:
-            seat.bell.ring(step)
+            seat.bell.ring(wanted)
 
 
 def plan_for(folder: Path, topology: str, **options: object) -> ServePlan:

@@ -19,9 +19,10 @@ _PATIENCE = 512  # steps that one rank may be behind another before a step is gi
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepRow:
-    """One step, or several together. source_loads: int64 [A, L, E]; rank_tokens: int64 [R, L]; seconds: [R] in experts;
-    steps: how many. phase as in the trace file."""
+    """One step, or several together. source_loads: int64 [A, L, E]; rank_tokens: int64 [R, L] of the epoch's ranks with
+    experts; seconds: [R] in experts; steps: how many. phase as in the trace file."""
 
+    epoch: int
     step: int
     phase: int
     source_loads: IntArray
@@ -37,10 +38,11 @@ class StepRow:
 
 
 class LoadCollector:
-    """Takes ranks' steps in any order, gives whole ones in order. ranks: the expert seats of the epoch; sources: the
-    members that bring tokens, as numbers of the group."""
+    """Takes ranks' steps of one epoch in any order, gives whole ones in order. ranks: the expert seats of the epoch;
+    sources: the members that bring tokens, as numbers of the group."""
 
-    def __init__(self, placement: Placement, ranks: Iterable[int], sources: Iterable[int]) -> None:
+    def __init__(self, epoch: int, placement: Placement, ranks: Iterable[int], sources: Iterable[int]) -> None:
+        self.epoch = epoch
         self._placements = {placement.version: placement}
         self._ranks, self._sources = tuple(ranks), list(sources)
         self._open: dict[int, dict[int, StepLoads]] = {}
@@ -51,9 +53,10 @@ class LoadCollector:
         self._placements[placement.version] = placement
 
     def add(self, rank: int, steps: Iterable[StepLoads]) -> None:
-        """A rank's newest steps."""
+        """A rank's newest steps; those of other epochs are not for this collector."""
         for step in steps:
-            self._open.setdefault(step.step, {})[rank] = step
+            if step.epoch == self.epoch:
+                self._open.setdefault(step.step, {})[rank] = step
 
     def take(self) -> list[StepRow]:
         """The steps that all ranks have told of, oldest first."""
@@ -84,7 +87,7 @@ class LoadCollector:
                 np.add.at(loads[a], (at_layer, held), table)
             tokens[i] = counts.sum(axis=(0, 2))
         seconds = np.array([told[rank].seconds for rank in self._ranks])
-        return StepRow(first.step, first.phase, loads[:, :, :experts], tokens, seconds)
+        return StepRow(self.epoch, first.step, first.phase, loads[:, :, :experts], tokens, seconds)
 
 
 class History:
@@ -100,7 +103,9 @@ class History:
     def add(self, row: StepRow) -> None:
         """Take in a step; sources are added up."""
         row = replace(row, source_loads=row.loads[None])
-        self._part = row if self._part is None else _together(self._part, row)
+        if self._part is not None and self._part.epoch == row.epoch:
+            row = _together(self._part, row)
+        self._part = row
         if self._part.source_loads.sum() >= self._least * self._part.source_loads.shape[1]:
             self._rows.append(self._part)
             self._part = None
@@ -120,13 +125,12 @@ class History:
 
 def excess_of(rows: list[StepRow]) -> float:
     """Sum over rows and layers of the busiest rank's tokens over the sum of the mean's, minus 1, as it really was."""
-    tokens = np.stack([row.rank_tokens for row in rows])
-    mean = tokens.mean(axis=1).sum()
-    return float(tokens.max(axis=1).sum() / mean - 1) if mean else 0.0
+    mean = sum(float(row.rank_tokens.mean(axis=0).sum()) for row in rows)
+    return sum(int(row.rank_tokens.max(axis=0).sum()) for row in rows) / mean - 1 if mean else 0.0
 
 
 def _together(a: StepRow, b: StepRow) -> StepRow:
     return StepRow(
-        b.step, a.phase if a.phase == b.phase else BOTH, a.source_loads + b.source_loads, a.rank_tokens + b.rank_tokens,
+        b.epoch, b.step, a.phase if a.phase == b.phase else BOTH, a.source_loads + b.source_loads, a.rank_tokens + b.rank_tokens,
         a.seconds + b.seconds, a.steps + b.steps,
     )  # fmt: skip

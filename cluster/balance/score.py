@@ -9,10 +9,11 @@ from experts.placement import Placement
 
 
 def predicted_excess(rows: Rows, placement: Placement, shape: ClusterShape) -> float:
-    """Tokens of the busiest ranks over the mean's, minus 1, over all layers and rows, under the exact split."""
+    """Time of the busiest ranks over the mean of the live ones, minus 1, over all layers and rows, under the exact split."""
     busiest = mean = 0.0
+    alive = shape.pace > 0
     for loads, held in zip(rows.loads, placement.slot_expert.astype(np.int16), strict=True):
         times = LayerPlanner(shape, loads, rows.weight).times(held)
         busiest += float(rows.weight @ times.max(axis=1))
-        mean += float(rows.weight @ times.mean(axis=1))
+        mean += float(rows.weight @ times[:, alive].mean(axis=1))
     return busiest / mean - 1 if mean else 0.0

@@ -23,6 +23,7 @@ from cluster.cli import capacity
 from cluster.cli.generate import AsJson
 from cluster.cli.plan import Bandwidth, ExpertBytes, Horizon, PerNode, StepSeconds
 from cluster.simulate.capacity import WEIGHT_BYTES, Load
+from cluster.simulate.members import MemberChange, check_changes, parse_changes
 from cluster.simulate.replay import Replay, ReplaySettings, replay
 from cluster.simulate.report import html_report
 from cluster.simulate.traffic import Traffic, make_loads
@@ -68,6 +69,12 @@ def simulate(
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", help="With --actors: runs of each policy.", min=1)
     ] = 1,
+    leave: Annotated[
+        list[str], typer.Option("--leave", metavar="R@STEP", help="Rank R leaves at a step. May be repeated.")
+    ] = [],  # noqa: B006
+    join: Annotated[
+        list[str], typer.Option("--join", metavar="R@STEP", help="Rank R, away before, joins. May be repeated.")
+    ] = [],  # noqa: B006
     hardware: Annotated[str, typer.Option("--hardware", metavar="NAME", help="Predict a step's time instead.")] = "",
     model: Annotated[
         Optional[Path],  # noqa: UP045
@@ -116,6 +123,8 @@ def simulate(
     slots = slots_per_rank if slots_per_rank is not None else -(-experts * 5 // (4 * max(ranks, 1)))
     shape = ClusterShape(ranks, slots, ranks_per_node)
     shape.check(table.shape[1], experts)
+    changes = parse_changes(leave, join)
+    check_changes(changes, shape, table.shape[1], experts, steps if actors else len(table))
     for name in policy:
         load_policy(name)
     if report is not None and not report.resolve().parent.is_dir():
@@ -131,12 +140,13 @@ def simulate(
             interval,
             token_seconds,
             rounds,
+            changes,
             as_json,
         )
         return
     done = []
     for name in policy or ["none", "eplb", "tokenyard"]:
-        settings = ReplaySettings(interval, window, split, floor, cost=cost)
+        settings = ReplaySettings(interval, window, split, floor, cost=cost, changes=changes)
         with progress(name, len(table)) as tick:
             done.append(replay(table, shape, load_policy(name), settings, tick))
         if as_json:
@@ -229,10 +239,12 @@ def _show(done: list[Replay]) -> None:
 
 def _actors(
     loads: npt.NDArray[np.int64], policies: list[str], shape: ClusterShape, tokens: int, top_k: int, steps: int,
-    interval: int, token_seconds: float, rounds: int, as_json: bool,
+    interval: int, token_seconds: float, rounds: int, changes: tuple[MemberChange, ...], as_json: bool,
 ) -> None:  # fmt: skip
     run = importlib.import_module("cluster.simulate.actors")  # Ray, which the plain simulation does without
-    settings = run.ActorSettings(shape.ranks, shape.slots_per_rank, tokens, top_k, steps, interval, token_seconds)
+    settings = run.ActorSettings(
+        shape.ranks, shape.slots_per_rank, tokens, top_k, steps, interval, token_seconds, changes=changes
+    )  # fmt: skip
     for _ in range(rounds):
         for name in policies:
             with progress(name, steps) as tick:
@@ -247,3 +259,10 @@ def _actors(
                 f"moving), {one.moves} experts moved, answers within {one.error:.0e}",
                 flush=True,
             )
+            for change in one.changes:
+                print(
+                    f"  step {change.step}: rank {change.rank} {'joined' if change.joined else 'left'} within "
+                    f"{change.seconds:.2f} s; longest time between steps meanwhile {1e3 * change.pause:.1f} ms "
+                    f"({1e3 * change.usual:.1f} before)",
+                    flush=True,
+                )

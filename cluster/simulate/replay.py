@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from cluster.balance.planner import fetches
 from cluster.balance.policies.base import Policy, Situation
 from cluster.balance.policies.registry import ask
 from cluster.balance.shape import ClusterShape
+from cluster.simulate.members import MemberChange, away_at, check_changes, without_ranks
 from experts.exchange.split import SplitPolicy, SplitTable, rank_tokens
 from experts.placement import Placement
 
@@ -30,7 +31,8 @@ IntArray = npt.NDArray[np.int64]
 class ReplaySettings:
     """interval: steps between plans; window: steps of history shown to a policy; split: "exact", "even" or "" for the
     policy's own; floor: tokens that reading a slot's weights costs the exact split, as in SplitPolicy; start: the placement
-    before the first plan, None = that plan is free and scoring starts with it."""
+    before the first plan, None = that plan is free and scoring starts with it; changes: of the ranks that take part, each
+    carried out with the first plan at or after its step."""
 
     interval: int = 20
     window: int = 200
@@ -38,6 +40,7 @@ class ReplaySettings:
     floor: float = 0.0
     start: Placement | None = None
     cost: CostModel = field(default_factory=CostModel)
+    changes: tuple[MemberChange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +86,7 @@ def replay(
     """Run a trace [T, L, E] through a policy. tick: told how many steps are done. Raises UserError."""
     steps, layers, experts = loads.shape
     shape.check(layers, experts)
+    check_changes(settings.changes, shape, layers, experts, steps)
     current = settings.start or Placement.first(layers, experts, shape.ranks, shape.slots_per_rank)
     free = settings.start is None
     begin = settings.interval if free and steps > settings.interval else 0
@@ -92,10 +96,16 @@ def replay(
     how = settings.split or policy.split
     with ThreadPoolExecutor(max(len(os.sched_getaffinity(0)), 1)) as pool:
         for at in range(begin, steps, settings.interval):
-            coming = loads[at : at + settings.interval]
+            coming, past = loads[at : at + settings.interval], loads[max(0, at - settings.window) : at]
+            now = replace(shape, dead=shape.dead | away_at(settings.changes, at))
+            if current.ranks_used & now.dead:
+                vacated = without_ranks(current, now, (past if at else coming).mean(axis=0))
+                if not (free and at == begin):
+                    moves.append(fetches(current, vacated))
+                current = vacated
             if at:
                 situation = Situation(
-                    loads[max(0, at - settings.window) : at], current, shape, settings.cost, settings.interval,
+                    past, current, now, settings.cost, settings.interval,
                     free=free and at == begin, future=coming if policy.clairvoyant else None,
                 )  # fmt: skip
                 started = time.perf_counter()
@@ -104,7 +114,7 @@ def replay(
                 if not situation.free:
                     moves.append(fetches(current, planned))
                 current = planned
-            score.add(at - begin, rank_times(coming, current, shape, how, pool, settings.floor))
+            score.add(at - begin, rank_times(coming, current, now, how, pool, settings.floor))
             tick(min(at + settings.interval, steps))
     return Replay(
         policy.name, score.busiest, score.mean, score.share(), np.array(moves).reshape(len(moves), layers),

@@ -15,6 +15,7 @@ import torch
 
 from cluster.simulate.gate import ids_for
 from experts.checkpoint.reader import CheckpointReader
+from experts.doorbell import Moment
 from experts.errors import RankLost
 from experts.exchange.wire import Route, StepWish
 from experts.ffn import torch_swiglu
@@ -22,7 +23,7 @@ from experts.layers import ExpertLayers
 from experts.loader import load_slots
 from experts.membership import EpochRecord
 from experts.rank import RankOrder, RankReport
-from experts.rank_actor import RankActor
+from experts.rank_actor import RingingActor
 from experts.slots import ExpertSlots
 
 _CHECKED = 64  # tokens whose sums are compared in every step and layer
@@ -48,19 +49,18 @@ class SourceResults:
     lost: str = ""
 
 
-class SourceActor(RankActor):
+class SourceActor(RingingActor):
     """A seat that brings tokens. `go` has it run steps; everything else is as for an attention rank."""
 
     def __init__(self, order: RankOrder, source: SourceOrder) -> None:
         super().__init__(order)
         self._order, self._source = order, source
-        self._loop = asyncio.get_event_loop()
-        self._peers: list[Any] = []
         self._layers: ExpertLayers | None = None
         self._results = SourceResults()
         self._wanted = threading.Condition()
         self._left, self._empty, self._stopping = 0, False, False
-        self._next_step, self._at = 0, 0
+        self._next: Moment = (0, 0)
+        self._at = 0
         generator = torch.Generator().manual_seed(1)
         self._x = torch.randn(source.tokens, order.spec.hidden, generator=generator)
         self._weights = torch.rand(source.tokens, order.spec.top_k, generator=generator)
@@ -74,6 +74,7 @@ class SourceActor(RankActor):
         """Take the seat and wait for `go`."""
         self._peers = peers
         self._layers = await asyncio.to_thread(self._seat.join, record)
+        self._next = (record.membership.epoch, 0)
         threading.Thread(target=self._run, name="step-loop", daemon=True).start()
 
     async def go(self, steps: int) -> None:
@@ -128,6 +129,7 @@ class SourceActor(RankActor):
         except RankLost as lost:
             reason = str(lost)
             self._results.lost = reason
+            self._left = 0
         self._seat.leave()
         self._loop.call_soon_threadsafe(self._end, reason)
 
@@ -138,10 +140,10 @@ class SourceActor(RankActor):
         assert self._layers is not None, "a source joins before it runs"
         exchange = self._layers.exchange
         routes = self._routes() if busy else []
-        self._ring(self._next_step)
+        self._ring(self._next)
         began, started = time.time(), time.perf_counter()
         header = exchange.open_step(StepWish(decode=self._source.tokens if busy else 0, stop=stopping))
-        self._next_step = header.step + 1
+        self._next = (header.epoch, header.step + 1)
         if header.busy:
             sums = [self._layers(layer, self._x, route) for layer, route in enumerate(routes)]
             seconds = time.perf_counter() - started
@@ -171,11 +173,3 @@ class SourceActor(RankActor):
             right = torch_swiglu(self._x[some], route.ids[some], route.weights[some], w13, w2)
             error = float((got[some] - right).abs().max() / right.abs().max().clamp_min(1e-9))
             self._results.error = max(self._results.error, error)
-
-    def _ring(self, step: int) -> None:
-        self._seat.bell.ring(step)
-        self._loop.call_soon_threadsafe(self._ring_peers, step)
-
-    def _ring_peers(self, step: int) -> None:
-        for peer in self._peers:
-            peer.ring.remote(step)

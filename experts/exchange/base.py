@@ -40,13 +40,14 @@ class CombineHandle(Protocol):
 class Exchange(ABC):
     """Moves tokens between the members of one epoch. Raises RankLost when a member is gone.
 
-    member: this rank's place in the group of `size`, by which a header's tuples are read; lockstep: whether other ranks
-    wait for this one's calls.
+    member: this rank's place in the group of `size`, by which a header's tuples are read, and epoch: both as of the
+    newest header; lockstep: whether other ranks wait for this one's calls.
     """
 
     counters: ExchangeCounters
     member: int
     size: int
+    epoch: int
     lockstep: bool
 
     @abstractmethod

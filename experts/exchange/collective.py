@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -34,11 +35,31 @@ class Offer:
     switch: Callable[[], None] | None
 
 
-class CollectiveExchange(Exchange):
-    """One member's end. The group belongs to the exchange from here on: `close` drops it.
+@dataclass(frozen=True, slots=True)
+class _Next:
+    """An epoch that this rank is ready for. group: None where it is no member."""
 
-    rank: this member's seat; placement: of seats 0 .. R-1, each of which a member holds; form: what rows look like;
-    budget: tokens of a whole step over all ranks; policy: of the split. Every method raises RankLost once a member is
+    membership: Membership
+    group: GuardedGroup | None
+
+
+class _Row(NamedTuple):
+    """What a member brings to a header. version: the newest placement it holds; ready: the newest epoch it is ready for."""
+
+    epoch: int
+    step: int
+    version: int
+    decode: int
+    prefill: int
+    stop: int
+    ready: int
+
+
+class CollectiveExchange(Exchange):
+    """One member's end, in one epoch after another. Groups belong to the exchange once it has them: `close` drops them.
+
+    rank: this member's seat; placement: of seats 0 .. R-1, of which those without a member hold nothing; form: what rows
+    look like; budget: tokens of a whole step over all ranks; policy: of the split. Every method raises RankLost once a member is
     gone, a payload is of another step, or the exchange was closed.
     """
 
@@ -54,25 +75,19 @@ class CollectiveExchange(Exchange):
         budget: int,
         policy: SplitPolicy | None = None,
     ) -> None:
+        assert membership.index(rank) == group.index, (rank, group.index)
         self.counters = ExchangeCounters()
-        self.member, self.size = membership.index(rank), membership.size
-        assert self.member == group.index, (self.member, group.index)
-        self._group = GuardedGroup(group, membership, self.counters)
-        self._form = form
-        self._budget = budget
+        self._rank = rank
+        self._form, self._budget = form, budget
         self._policy = policy or SplitPolicy()
         self._experts_per_layer = placement.experts
-        self._lock = threading.Lock()  # of what `offer` leaves for the step thread
-        self._offered = {placement.version: Offer(Tables(placement, membership, self._policy), None)}
+        self._lock = threading.Lock()  # of what other threads leave for the step thread
+        self._tables = Tables(placement, membership, self._policy)
+        self._offered = {placement.version: Offer(self._tables, None)}
         self._newest = placement.version
-        self._tables = self._offered[placement.version].tables
-        members = membership.members
-        self._experts = [i for i, member in enumerate(members) if member.holds_experts]
-        self._header = StepHeader(
-            membership.epoch, -1, placement.version, (0,) * len(members), (0,) * len(members), False
-        )
+        self._next: _Next | None = None
         self._padded = True
-        self._sources = sum(member.runs_attention for member in members)
+        self._enter(GuardedGroup(group, membership, self.counters), placement.version)
 
     @property
     def version(self) -> int:
@@ -92,22 +107,43 @@ class CollectiveExchange(Exchange):
             self._offered[placement.version] = Offer(tables, switch)
             self._newest = placement.version
 
+    def offer_epoch(self, membership: Membership, group: Group | None) -> None:
+        """This rank is ready for the next epoch: from the first step on that all members are ready for it, steps run in it.
+
+        group: this rank's end of it; None: it is no member, and its last header says stop. Callable from any thread;
+        not while a placement is on offer that is not in use.
+        """
+        own = None if group is None else GuardedGroup(group, membership, self.counters)
+        with self._lock:
+            assert self._next is None, f"epoch {self._next and self._next.membership.epoch} is on offer already"
+            assert membership.epoch > self.epoch, (membership.epoch, self.epoch)
+            self._next = _Next(membership, own)
+
+    def drop_epoch(self) -> None:
+        """Forget an epoch that was offered and that not all members are ready for. Callable from any thread."""
+        with self._lock:
+            dropped, self._next = self._next, None
+        if dropped is not None and dropped.group is not None:
+            dropped.group.close()
+
     def open_step(self, wish: StepWish) -> StepHeader:
-        epoch, step = self._header.epoch, self.counters.steps
-        fields = (epoch, step, self._newest, wish.decode, wish.prefill, int(wish.stop))
-        rows = self._group.gather(torch.tensor(fields, dtype=torch.int64)).tolist()
-        for index, row in enumerate(rows):
-            if row[:2] != [epoch, step]:
-                raise self._group.lost(f"{self._group.name(index)} is at epoch {row[0]}, step {row[1]}")
-        _, _, versions, decode, wishes, stops = zip(*rows, strict=True)
-        version = min(versions)
-        self._switch_to(version)
+        rows = self._gather(wish)
+        if all(row.ready > self.epoch for row in rows) and not any(row.stop for row in rows):
+            last = self._group
+            if not self._enter_next():
+                return self._left()
+            rows = self._gather(wish)
+            last.close()  # not before: by now every member has had its last header
+        decode, wishes = tuple(row.decode for row in rows), tuple(row.prefill for row in rows)
+        self._switch_to(min(row.version for row in rows))
+        step = self._group.step
         prefill = share_prefill(self._budget, decode, wishes, step)
         tokens = tuple(d + p for d, p in zip(decode, prefill, strict=True))
         form = self._form
         row_bytes = form.dispatch_bytes(1) + form.combine_bytes(1)
-        self._padded = pads(tokens, len(self._experts), form.top_k, row_bytes)
-        self._header = StepHeader(epoch, step, version, tokens, prefill, any(stops))
+        self._padded = pads(tokens, len(self._group.holders), form.top_k, row_bytes)
+        stop = any(row.stop for row in rows)
+        self._header = StepHeader(self.epoch, step, min(row.version for row in rows), tokens, prefill, stop)
         self.counters.steps += 1
         return self._header
 
@@ -131,7 +167,50 @@ class CollectiveExchange(Exchange):
         return combine
 
     def close(self) -> None:
+        self.drop_epoch()
         self._group.close()
+
+    def _gather(self, wish: StepWish) -> list["_Row"]:
+        """What every member brings to the next step's header."""
+        group = self._group
+        step = self._header.step + 1
+        group.step = step
+        with self._lock:
+            ready = self.epoch if self._next is None else self._next.membership.epoch
+            newest = self._newest
+        mine = _Row(self.epoch, step, newest, wish.decode, wish.prefill, int(wish.stop), ready)
+        rows = [_Row(*row) for row in group.gather(torch.tensor(mine, dtype=torch.int64)).tolist()]
+        for index, row in enumerate(rows):
+            if (row.epoch, row.step) != (self.epoch, step):
+                raise group.lost(f"{group.name(index)} is at epoch {row.epoch}, step {row.step}")
+        return rows
+
+    def _enter(self, group: GuardedGroup, version: int) -> None:
+        """Begin an epoch under a placement version."""
+        self._group = group
+        self.member, self.size, self.epoch = group.index, group.size, group.epoch
+        nothing = (0,) * group.size
+        self._header = StepHeader(group.epoch, -1, version, nothing, nothing, False)
+
+    def _enter_next(self) -> bool:
+        """Leave the epoch for the one that all are ready for; whether this rank is in it."""
+        with self._lock:
+            following, self._next = self._next, None
+            assert following is not None, "this rank said that it is ready"
+            if following.group is None:
+                return False
+            self._offered = {
+                version: Offer(offer.tables.seated(following.membership), offer.switch)
+                for version, offer in self._offered.items()
+            }
+            self._tables = self._offered[self.version].tables
+            self._enter(following.group, self.version)
+        return True
+
+    def _left(self) -> StepHeader:
+        """The last header of a rank that the next epoch goes on without."""
+        nothing = (0,) * self.size
+        return StepHeader(self.epoch, self._header.step + 1, self.version, nothing, nothing, True)
 
     def _switch_to(self, version: int) -> None:
         """Bring this rank to the step's placement version."""
@@ -149,11 +228,11 @@ class CollectiveExchange(Exchange):
     def _padded_plan(self, stamp: Stamp, ids: torch.Tensor) -> Plan:
         """Sizes from the header alone; each source splits its own tokens."""
         pairs = sum(self._header.tokens) * self._form.top_k
-        few = self._sources > 1 and pairs < self._policy.floor * self._experts_per_layer
+        few = len(self._group.sources) > 1 and pairs < self._policy.floor * self._experts_per_layer
         routing = self._tables.route_one(stamp.layer, ids, self.member, whole=few)
         rooms = {i: bucket(count) for i, count in enumerate(self._header.tokens) if count}
-        send = {j: rooms[self.member] for j in self._peers(self._experts)} if self.member in rooms else {}
-        receive = {i: rooms[i] for i in self._peers(list(rooms))} if self.member in self._experts else {}
+        send = {j: rooms[self.member] for j in self._peers(self._group.holders)} if self.member in rooms else {}
+        receive = {i: rooms[i] for i in self._peers(list(rooms))} if self.member in self._group.holders else {}
         return Plan(stamp, routing, send, receive)
 
     def _exact_plan(self, stamp: Stamp, ids: torch.Tensor) -> Plan:
@@ -161,8 +240,8 @@ class CollectiveExchange(Exchange):
         everyone = self._gather_ids(stamp, ids)
         routing, counts = self._tables.route_all(stamp.layer, everyone, self.member)
         sources = [i for i, count in enumerate(self._header.tokens) if count]
-        send = {j: len(routing.rows[j]) for j in self._peers(self._experts)} if self.member in sources else {}
-        receive = {i: counts[i] for i in self._peers(sources)} if self.member in self._experts else {}
+        send = {j: len(routing.rows[j]) for j in self._peers(self._group.holders)} if self.member in sources else {}
+        receive = {i: counts[i] for i in self._peers(sources)} if self.member in self._group.holders else {}
         return Plan(stamp, routing, send, receive)
 
     def _gather_ids(self, stamp: Stamp, ids: torch.Tensor) -> dict[int, torch.Tensor]:

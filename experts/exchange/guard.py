@@ -15,16 +15,27 @@ from experts.membership import Membership
 
 
 class GuardedGroup:
-    """The group of one epoch. Operations come from the step thread, `close` from any."""
+    """The group of one epoch. Operations come from the step thread, `close` from any.
+
+    holders, sources: members with slots, and those that bring tokens.
+    """
 
     def __init__(self, group: Group, membership: Membership, counters: ExchangeCounters) -> None:
         assert group.size == membership.size, (group.size, membership.size)
         self.index, self.size, self.device = group.index, group.size, group.device
         self.membership = membership
         self.counters = counters
+        self.step = 0  # of the epoch, the one under way
+        self.holders = [i for i, member in enumerate(membership.members) if member.holds_experts]
+        self.sources = [i for i, member in enumerate(membership.members) if member.runs_attention]
         self._group = group
         self._lock = threading.Lock()
         self._closed = False
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that this is the group of."""
+        return self.membership.epoch
 
     def name(self, index: int) -> str:
         """A member, as an operator knows it."""
@@ -33,7 +44,7 @@ class GuardedGroup:
 
     def lost(self, detail: str) -> RankLost:
         """What is raised when this group can't go on."""
-        return RankLost(self.membership.epoch, self.counters.steps, detail)
+        return RankLost(self.epoch, self.step, detail)
 
     def gather(self, mine: torch.Tensor) -> torch.Tensor:
         """[size, n] int64 of everyone's `mine` [n]; blocks until all have brought theirs."""

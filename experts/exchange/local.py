@@ -40,7 +40,7 @@ class LocalExchange(Exchange):
         self.member, self.size = 0, 1
         self.lockstep = False
         self._budget = budget
-        self._epoch = epoch
+        self.epoch = epoch
         self._version = placement.version
         self._lookup = [_slot_lookup(placement, layer, device) for layer in range(placement.layers)]
 
@@ -48,7 +48,7 @@ class LocalExchange(Exchange):
         step = self.counters.steps
         self.counters.steps += 1
         prefill = share_prefill(self._budget, (wish.decode,), (wish.prefill,), step)
-        return StepHeader(self._epoch, step, self._version, (wish.decode + prefill[0],), prefill, wish.stop)
+        return StepHeader(self.epoch, step, self._version, (wish.decode + prefill[0],), prefill, wish.stop)
 
     def dispatch(self, layer: int, x: torch.Tensor, route: Route) -> DispatchHandle:
         started = time.perf_counter()

@@ -3,6 +3,7 @@
 Members are named by their place in the group. Shape letters: T tokens, K top-k, R ranks, S slots per rank.
 """
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,10 +54,20 @@ class Tables:
             else SplitTable.of(placement, layer, policy, copies[layer])
             for layer, row in enumerate(placement.slot_expert)
         ]
-        self._seats = {i: m.rank for i, m in enumerate(membership.members) if m.holds_experts}
-        assert sorted(self._seats.values()) == list(range(placement.ranks)), (self._seats, placement.ranks)
-        self._ranks = list(self._seats)
         self._slots_per_rank = placement.slots_per_rank
+        self._sit(membership)
+
+    def _sit(self, membership: Membership) -> None:
+        """Who holds which seat. Seats that hold an expert must have a member."""
+        self._seats = {i: m.rank for i, m in enumerate(membership.members) if m.holds_experts}
+        self._ranks = list(self._seats)
+        assert self._placement.ranks_used <= set(self._seats.values()), (self._placement.ranks_used, self._seats)
+
+    def seated(self, membership: Membership) -> "Tables":
+        """The same placement for another membership; split tables are shared."""
+        other = copy(self)
+        other._sit(membership)
+        return other
 
     def route_one(self, layer: int, ids: torch.Tensor, source: int, whole: bool = False) -> Routing:
         """Route a source's own tokens without knowing the others'. ids: [T, K] int16 on the CPU.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from experts.doorbell import Doorbell
+from experts.doorbell import Doorbell, Moment
 from experts.errors import RankLost
 from experts.exchange.base import Exchange
 from experts.exchange.wire import StepHeader, StepWish
@@ -63,7 +63,7 @@ class Engine:
         config: EngineConfig,
         cache: KVCache,
         deliver: Callable[[list[Event]], None],
-        ring: Callable[[int], None],
+        ring: Callable[[Moment], None],
     ) -> None:
         """deliver: takes a step's events, from the step thread (or a failing one), and never blocks.
 
@@ -77,7 +77,7 @@ class Engine:
         self._scheduler = Scheduler(config, self._pages)
         self._sequences: dict[str, list[Sequence]] = {}
         self._arrivals = itertools.count()
-        self._next_step = 0
+        self._next: Moment = (exchange.epoch, 0)
         self.lost = ""  # why the loop ended, empty when it was asked to
         self._stopping = False
         self._busy = False  # the last step ran tokens somewhere, so all ranks open the next one without a bell
@@ -91,7 +91,7 @@ class Engine:
             self._deliver([refusal])
             return
         if self._idle:  # read after the put; the loop looks the other way round
-            self._ring(self._next_step)
+            self._ring(self._next)
 
     def fail(self, reason: str) -> None:
         """End everything with UNAVAILABLE and `reason`, now and from now on."""
@@ -100,11 +100,11 @@ class Engine:
     def stop(self) -> None:
         """Ask the whole group to end its loops after the next step."""
         self._stopping = True
-        self._ring(self._next_step)
+        self._ring(self._next)
 
     def nudge(self) -> None:
         """Have the group run a step although nobody has tokens: a new placement comes into use by it."""
-        self._ring(self._next_step)
+        self._ring(self._next)
 
     def stats(self) -> EngineStats:
         """What the last finished step left."""
@@ -125,7 +125,7 @@ class Engine:
                 self.lost = str(lost)
                 return
             except Exception as error:  # a bug or a device failure: clients must not hang on it
-                log.exception("step %d failed", self._next_step)
+                log.exception("step %s failed", self._next)
                 reason = f"a step failed: {type(error).__name__}: {error}"
                 if self._exchange.lockstep:
                     self._exchange.close()
@@ -152,7 +152,7 @@ class Engine:
     def _open(self) -> StepHeader:
         decode, prefill = self._scheduler.wish()
         header = self._exchange.open_step(StepWish(decode=decode, prefill=prefill, stop=self._stopping))
-        self._next_step, self._busy = header.step + 1, header.busy
+        self._next, self._busy = (header.epoch, header.step + 1), header.busy
         return header
 
     def _schedule(self, header: StepHeader) -> list[Chunk]:
@@ -263,9 +263,9 @@ class Engine:
             return
         self._idle = True
         if self._stopping or self._intake or any(self._scheduler.wish()):
-            self._ring(self._next_step)
-        while not self._doorbell.wait_above(self._next_step - 1, self._patience()):
-            self._ring(self._next_step)  # the deadline of a held request passed: the step expires it
+            self._ring(self._next)
+        while not self._doorbell.wait_for(self._next, self._patience()):
+            self._ring(self._next)  # the deadline of a held request passed: the step expires it
         self._idle = False
 
     def _patience(self) -> float | None:

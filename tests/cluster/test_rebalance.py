@@ -11,7 +11,8 @@ import pytest
 from cluster.balance.policies.base import Policy, Situation
 from cluster.balance.policies.tokenyard import TokenyardPolicy
 from cluster.events import EventLog
-from cluster.rebalance import Balancer, BalancerSettings, without
+from cluster.mover import MoveLimits, without
+from cluster.rebalance import Balancer, BalancerSettings
 from experts.errors import UserError
 from experts.loads import StepLoads
 from experts.migrate import Move, Staged
@@ -23,7 +24,7 @@ from tests import checkpoints
 from tests.engines import sampling
 from tests.topologies import ThreadCluster, running
 
-SETTINGS = BalancerSettings(True, expert_bytes=20_000, least_pairs=64, interval=4, horizon=1e5)
+SETTINGS = BalancerSettings(True, MoveLimits(20_000), least_pairs=64, interval=4, horizon=1e5)
 
 
 class SeatPort:
@@ -154,7 +155,7 @@ def test_a_dry_run_moves_nothing_and_a_real_one_everything(folder: Path) -> None
 def test_many_rounds_when_little_may_be_staged(folder: Path) -> None:
     with running(folder, "1+2", num_redundant_experts=4) as cluster:
         events = EventLog()
-        settings = replace(SETTINGS, staged_bytes=SETTINGS.expert_bytes)
+        settings = replace(SETTINGS, moves=MoveLimits(20_000, staged_bytes=20_000))
         balancer = Balancer(ports_of(cluster), cluster.plan.placement, Shuffle(), settings, events)
 
         async def live() -> None:
@@ -175,7 +176,7 @@ def test_a_stuck_transfer_is_told_and_leaves_the_placement(folder: Path, monkeyp
     with running(folder, "1+2", num_redundant_experts=4) as cluster:
         events = EventLog()
         balancer, ports = balancer_of(cluster, Shuffle(), events)
-        monkeypatch.setattr("cluster.rebalance._STAGE_SECONDS", 0.3)
+        monkeypatch.setattr("cluster.mover._STAGE_SECONDS", 0.3)
 
         async def live() -> None:
             quiet = await asyncio.to_thread(cluster.complete, requests(1))

@@ -63,7 +63,7 @@ def run_cluster(
 
 def ring(bells: list[Doorbell], step: int) -> None:
     for bell in bells:
-        bell.ring(step)
+        bell.ring((0, step))
 
 
 def test_computes_sleeps_and_ends_with_the_group() -> None:

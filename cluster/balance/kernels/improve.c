@@ -142,7 +142,7 @@ static void promises(const state *s, double *promise) {
             double t = time[r] / s->norm[w], t2 = t * t, t4 = t2 * t2, t8 = t4 * t4;
             feel[r] = weight * t8 * t4 * t2 * t / R;
             size[r] = 0;
-            for (int q = 0; q < R; q++) size[r] += fabs(time[q] - time[r]) < 2e-3 * time[r];
+            for (int q = 0; q < R; q++) size[r] += fabs(time[q] - time[r]) <= 2e-3 * time[r];
         }
         for (int e = 0; e < E; e++) {
             if (!s->copies[e]) continue;

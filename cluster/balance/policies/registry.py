@@ -61,4 +61,9 @@ def ask(policy: Policy, situation: Situation) -> Placement:
         raise PolicyFailed(
             f"(layers, experts, ranks, slots) {got} from policy {policy.name!r}", f"{wanted}", "plan"
         )  # fmt: skip
+    away = sorted(placement.ranks_used & shape.dead)
+    if away:
+        raise PolicyFailed(
+            f"experts on rank {away[0]} from policy {policy.name!r}", "none on a rank that is away", "plan"
+        )
     return placement

@@ -15,6 +15,7 @@ from cluster.balance.planner import PlanLimits, fetches, greedy_layout, held_by_
 from cluster.balance.policies.base import Situation
 from cluster.balance.policies.eplb import replicas
 from cluster.balance.policies.registry import POLICIES, ask, load_policy
+from cluster.balance.score import predicted_excess
 from cluster.balance.shape import ClusterShape
 from cluster.bench.small_batches import ratios
 from experts.errors import UserError
@@ -210,3 +211,18 @@ def test_copies_never_cost_time_at_any_batch() -> None:
     """Where reading a slot's weights costs 125 tokens: time with a quarter more slots over that without, per batch."""
     for row in ratios(10):
         assert float(str(row["with floor"])) <= 1.0 + 1e-9, row
+
+
+def test_a_rank_that_joins_with_nothing_is_filled() -> None:
+    rng = np.random.default_rng(0)
+    loads = rng.poisson(40 * rng.dirichlet(np.full(32, 3.0)) * 32, (20, 1, 32))
+    rows, shape = rows_of(loads), ClusterShape(4, 14)
+    away = replace(shape, dead=frozenset({2}))
+    table = repaired(loads.mean(axis=0), away, Placement.first(1, 32, 4, 14)).astype(np.int64)
+    placement = Placement(0, 4, 14, table)
+    placement = plan_next(rows, away, placement, FREE, PlanLimits(layer_seconds=1.0)).placement
+    assert predicted_excess(rows, placement, away) < 0.01, "the mean is that of the ranks there are"
+    assert predicted_excess(rows, placement, shape) > 0.3
+    after = plan_next(rows, shape, placement, FREE, PlanLimits(layer_seconds=1.0)).placement
+    assert 2 in after.ranks_used
+    assert predicted_excess(rows, after, shape) < 0.03

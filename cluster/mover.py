@@ -1,0 +1,196 @@
+"""Mover: brings a cluster from the placement in use to another one, in rounds, beside the running steps.
+
+Each round stages experts on the ranks that lack them, offers the placement reached to all, and waits until a step used
+it. Whatever fails leaves the placement in use as it is.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from cluster.balance.planner import fetches
+from cluster.balance.rounds import rounds
+from experts.loads import StepLoads
+from experts.migrate import Move, Staged
+from experts.placement import Change, Placement
+from experts.weights_server import MoveFailed, PeerSlot
+
+T = TypeVar("T")
+_STAGE_SECONDS = 15.0  # for fetching a round's experts, beside what their bytes take
+_SWITCH_SECONDS = 10.0  # for all ranks to end a step under a placement that all offered
+Note = Callable[[str, str], None]  # kind and text of an event
+
+
+class RankPort(Protocol):
+    """A rank as the balancer uses it. Every call may raise when the rank is gone."""
+
+    rank: int
+    title: str
+    holds: bool
+    runs_attention: bool
+    host: str
+    weights_port: int
+
+    async def steps(self) -> list[StepLoads]: ...
+    async def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]: ...
+    async def offer(self, placement: Placement) -> None: ...
+    async def drop_staged(self) -> None: ...
+    async def version(self) -> int: ...
+    async def nudge(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MoveLimits:
+    """expert_bytes: of one slot; bandwidth: bytes/s of moves into a rank; staged_bytes: of a rank, in one round."""
+
+    expert_bytes: int
+    bandwidth: float = 500e6
+    staged_bytes: int = 64 << 20
+
+    @property
+    def staged(self) -> int:
+        """Experts that a rank may fetch for one round."""
+        return max(1, self.staged_bytes // self.expert_bytes)
+
+
+class Stuck(Exception):
+    """A deadline passed; the text says which."""
+
+
+class Mover:
+    """One call of `carry_out` at a time. placement: the one in use; fetched: experts so far; know: told of each placement
+    before it is offered."""
+
+    def __init__(
+        self, ports: Sequence[RankPort], placement: Placement, limits: MoveLimits, note: Note,
+        know: Callable[[Placement], None],
+    ) -> None:  # fmt: skip
+        self.placement = placement
+        self.fetched = 0
+        self._limits, self._note, self._know = limits, note, know
+        self._newest = placement.version  # ever offered
+        self._digests: dict[tuple[int, int], bytes] = {}  # checksums of (layer, expert)
+        self._pending: Placement | None = None  # offered, and not known to be in use
+        self.meet(ports)
+
+    def meet(self, ports: Sequence[RankPort]) -> None:
+        """The members of the epoch, from now on."""
+        self._ports = ports
+        self._experts = [port for port in ports if port.holds]
+
+    async def settle(self) -> None:
+        """Find out whether a placement came into use after all. Raises Stuck while that is open."""
+        if self._pending is None:
+            return
+        if min(await asyncio.gather(*(port.version() for port in self._ports))) < self._pending.version:
+            raise Stuck(f"placement {self._pending.version} was offered and is not in use yet")
+        self.placement, self._pending = self._pending, None
+
+    async def carry_out(self, target: Placement) -> None:
+        """Go to `target`, or as near as the moves that succeed lead. Raises Stuck."""
+        try:
+            for wanted in rounds(self.placement, target, self._limits.staged):
+                await self._round(wanted)
+                if (self.placement.slot_expert != wanted.slot_expert).any():
+                    break  # some move failed: the next plan starts from what is
+        except Exception:
+            await self._drop()
+            raise
+
+    async def _round(self, target: Placement) -> None:
+        """Stage one round's moves, switch to what of it arrived."""
+        limits, changes = self._limits, self.placement.diff(target)
+        per_rank = {port.rank: self._moves(port, changes) for port in self._experts}
+        most = max(map(len, per_rank.values()), default=0)
+        deadline = _STAGE_SECONDS + 5 * most * limits.expert_bytes / limits.bandwidth
+        calls = [port.stage(per_rank[port.rank], limits.bandwidth) for port in self._experts]
+        told = await _within(deadline, asyncio.gather(*calls), f"fetching {most} experts")
+        each = [(port, one) for port, staged in zip(self._experts, told, strict=True) for one in staged]
+        failed = [(port, one) for port, one in each if one.error or not self._known_copy(one)]
+        for port, one in failed:
+            self._note(
+                "move failed",
+                f"expert {one.move.expert} of layer {one.move.layer} to {port.title}: "
+                + (one.error or f"the copy from {one.origin} differs from those moved before"),
+            )
+        width = self.placement.slots_per_rank
+        lost = {(one.move.layer, port.rank * width + one.move.slot) for port, one in failed}
+        self._newest += 1
+        reached = replace(without(self.placement, target, lost) if lost else target, version=self._newest)
+        fetched = int(fetches(self.placement, reached).sum())
+        await self._switch(reached)
+        self.fetched += fetched
+        await self._drop()
+
+    def _known_copy(self, staged: Staged) -> bool:
+        """Whether a copy's checksum is that of the same expert's copies before it; the first one is believed."""
+        return self._digests.setdefault((staged.move.layer, staged.move.expert), staged.digest) == staged.digest
+
+    async def _switch(self, reached: Placement) -> None:
+        """Offer a placement to all ranks, and wait until a step used it. Raises Stuck."""
+        self._know(reached)
+        self._pending = reached
+        offers = asyncio.gather(*(port.offer(reached) for port in self._ports))
+        try:
+            await _within(_SWITCH_SECONDS, offers, f"offering placement {reached.version}")
+        except MoveFailed as error:
+            self._pending = None  # a rank that has not offered it keeps it from ever being used
+            raise Stuck(str(error)) from error
+        await _within(_SWITCH_SECONDS, self._in_use(reached.version), f"switching to placement {reached.version}")
+        self.placement, self._pending = reached, None
+
+    async def _in_use(self, version: int) -> None:
+        bell = next(port for port in self._ports if port.runs_attention)
+        while True:
+            await bell.nudge()
+            if min(await asyncio.gather(*(port.version() for port in self._ports))) >= version:
+                return
+            await asyncio.sleep(0.01)
+
+    def _moves(self, port: RankPort, changes: Sequence[Change]) -> list[Move]:
+        """What a rank fetches, each expert from its live copies: ranks of the same host first, turned so that sources
+        share the work."""
+        width = self.placement.slots_per_rank
+        by_rank = {p.rank: p for p in self._experts}
+        out = []
+        for n, change in enumerate(changes):
+            if change.slot // width != port.rank or change.new < 0:
+                continue
+            slots = np.flatnonzero(self.placement.slot_expert[change.layer] == change.new).tolist()
+            turned = slots[n % len(slots) :] + slots[: n % len(slots)]
+            turned.sort(key=lambda slot: by_rank[slot // width].host != port.host)
+            peers = tuple(
+                PeerSlot(by_rank[s // width].host, by_rank[s // width].weights_port, s % width) for s in turned
+            )
+            out.append(Move(change.layer, change.slot % width, change.new, peers))
+        return out
+
+    async def _drop(self) -> None:
+        """Forget what was staged, wherever a rank still answers."""
+        await asyncio.gather(*(port.drop_staged() for port in self._experts), return_exceptions=True)
+
+
+def without(current: Placement, target: Placement, failed: set[tuple[int, int]]) -> Placement:
+    """`target` less some (layer, slot) changes, and less whatever would leave an expert without a copy then."""
+    table = target.slot_expert.copy()
+    for layer, slot in failed:
+        table[layer, slot] = current.slot_expert[layer, slot]
+    for layer, row in enumerate(table):
+        while True:
+            held = np.bincount(row[row >= 0], minlength=current.experts)
+            missing = np.flatnonzero(held == 0)
+            if not len(missing):
+                break
+            gone = current.slot_expert[layer] == missing[0]
+            row[gone] = missing[0]
+    return replace(target, slot_expert=table)
+
+
+async def _within(seconds: float, work: Awaitable[T], what: str) -> T:
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except TimeoutError:
+        raise Stuck(f"{what} took more than {seconds:.0f} s") from None
