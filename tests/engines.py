@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,6 +28,11 @@ from router_svc.request import EngineRequest, Event, FailedEvent, Sampling, Toke
 def sampling(max_tokens: int, **fields: object) -> Sampling:
     """Greedy to the end unless said otherwise."""
     return Sampling(**{"max_tokens": max_tokens, "seed": 0, "temperature": 0.0, "ignore_eos": True, **fields})  # type: ignore[arg-type]
+
+
+def renamed(requests: list[EngineRequest], suffix: str) -> list[EngineRequest]:
+    """The same requests under other ids, to be asked once more."""
+    return [replace(request, request_id=request.request_id + suffix) for request in requests]
 
 
 class Harness:

@@ -21,7 +21,7 @@ from experts.rank import RankSeat
 from router_svc.engine.step_loop import Engine
 from router_svc.request import EngineRequest
 from tests import checkpoints
-from tests.engines import sampling
+from tests.engines import renamed, sampling
 from tests.topologies import ThreadCluster, running
 
 SETTINGS = BalancerSettings(True, MoveLimits(20_000), least_pairs=64, interval=4, horizon=1e5)
@@ -95,9 +95,7 @@ def test_hot_experts_get_copies_and_answers_stay(topology: str, folder: Path) ->
             task = asyncio.create_task(balancer.run())
             for seed in (1, 2, 1):
                 for turn in range(4):
-                    again = [
-                        EngineRequest(f"{r.request_id}-{turn}-{seed}", r.prompt_ids, r.sampling) for r in requests(seed)
-                    ]
+                    again = renamed(requests(seed), f"-{turn}-{seed}")
                     assert await asyncio.to_thread(cluster.complete, again) == quiet[seed]
                     await asyncio.sleep(0.3)
             task.cancel()
@@ -146,7 +144,7 @@ def test_a_dry_run_moves_nothing_and_a_real_one_everything(folder: Path) -> None
             done = await balancer.rebalance(False)
             assert balancer.experts_moved == done.moves
             assert balancer.placement.slot_expert.tolist() == dry.placement.slot_expert.tolist()
-            again = [EngineRequest(r.request_id + "b", r.prompt_ids, r.sampling) for r in requests(1)]
+            again = renamed(requests(1), "b")
             assert await asyncio.to_thread(cluster.complete, again) == quiet
 
         asyncio.run(live())
@@ -162,7 +160,7 @@ def test_many_rounds_when_little_may_be_staged(folder: Path) -> None:
             quiet = await asyncio.to_thread(cluster.complete, requests(1))
             await balancer.rebalance(False)
             assert balancer.placement.version > 5, "one expert a rank and round"
-            again = [EngineRequest(r.request_id + "b", r.prompt_ids, r.sampling) for r in requests(1)]
+            again = renamed(requests(1), "b")
             assert await asyncio.to_thread(cluster.complete, again) == quiet
             await balancer.look()
             await balancer.rebalance(False)
@@ -186,7 +184,7 @@ def test_a_stuck_transfer_is_told_and_leaves_the_placement(folder: Path, monkeyp
             assert "fetching" in balancer.reason
             assert balancer.placement.version == 0
             assert [e["kind"] for e in events.told()][-2:] == ["balancer", "moved"]
-            again = [EngineRequest(r.request_id + "b", r.prompt_ids, r.sampling) for r in requests(1)]
+            again = renamed(requests(1), "b")
             assert await asyncio.to_thread(cluster.complete, again) == quiet
             ports[0].hang = False
             await balancer.rebalance(False)

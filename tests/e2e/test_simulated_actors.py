@@ -1,9 +1,13 @@
 """`simulate --actors`: real Ray actors, exchange, balancer and migration under hot-spot scenarios."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from cluster.simulate.actors import ActorSettings, run_actors
+from cluster.simulate.actor_run import ActorSettings
+from cluster.simulate.actors import run_actors
+from cluster.simulate.members import parse_changes
 from experts.errors import UserError
 
 SETTINGS = ActorSettings(
@@ -36,6 +40,20 @@ def test_a_hot_expert_gets_a_copy_and_the_slowest_ranks_load_falls(http_port: in
         assert run.error < 1e-5, "answers are the same wherever experts are"
         assert run.steps == SETTINGS.steps
     assert abs(still.excess - still.excess_predicted) < 0.02, "the split's model is what the ranks counted"
+
+
+def test_a_rank_leaves_and_a_new_one_joins_while_tokens_flow(http_port: int) -> None:
+    loads = hot_spot(300, [5])
+    changes = parse_changes(["1@60"], ["1@160"])
+    settings = replace(SETTINGS, slots_per_rank=9, steps=500, changes=changes)
+    run = run_actors(loads, "tokenyard", settings)
+    left, joined = run.changes
+    assert (left.rank, left.joined, joined.rank, joined.joined) == (1, False, 1, True)
+    assert 60 <= left.step < joined.step < 500
+    assert run.steps == 500, "no step was lost"
+    assert run.error < 1e-5, "answers are the same whoever takes part"
+    assert run.moves >= 8, "what only rank 1 held went elsewhere, and experts came back"
+    assert run.excess_last < 0.15, "the new rank, which came with nothing, carries its part in the end"
 
 
 def test_settings_that_can_not_be_are_told() -> None:

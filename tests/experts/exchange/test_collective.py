@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import replace
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,7 +122,7 @@ def test_a_member_of_another_step_is_refused() -> None:
     placement = Placement.first(1, EXPERTS, 1, EXPERTS)
 
     def body(exchange: CollectiveExchange, seat: Member) -> str:
-        exchange._header = replace(exchange._header, step=seat.rank)
+        exchange._header = replace(exchange._header, step=seat.rank - 1)
         with pytest.raises(RankLost) as caught:
             exchange.open_step(StepWish())
         return str(caught.value)
