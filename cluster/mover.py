@@ -13,6 +13,7 @@ import numpy as np
 
 from cluster.balance.planner import fetches
 from cluster.balance.rounds import rounds
+from experts.exchange.split import SplitPolicy
 from experts.loads import StepLoads
 from experts.migrate import Move, Staged
 from experts.placement import Change, Placement
@@ -36,7 +37,7 @@ class RankPort(Protocol):
 
     async def steps(self) -> list[StepLoads]: ...
     async def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]: ...
-    async def offer(self, placement: Placement) -> None: ...
+    async def offer(self, placement: Placement, policy: SplitPolicy) -> None: ...
     async def drop_staged(self) -> None: ...
     async def version(self) -> int: ...
     async def nudge(self) -> None: ...
@@ -61,19 +62,19 @@ class Stuck(Exception):
 
 
 class Mover:
-    """One call of `carry_out` at a time. placement: the one in use; fetched: experts so far; know: told of each placement
+    """One call of `carry_out` at a time. placement, policy: those in use; fetched: experts so far; know: told of each placement
     before it is offered."""
 
     def __init__(
-        self, ports: Sequence[RankPort], placement: Placement, limits: MoveLimits, note: Note,
+        self, ports: Sequence[RankPort], placement: Placement, policy: SplitPolicy, limits: MoveLimits, note: Note,
         know: Callable[[Placement], None],
     ) -> None:  # fmt: skip
-        self.placement = placement
+        self.placement, self.policy = placement, policy
         self.fetched = 0
         self._limits, self._note, self._know = limits, note, know
         self._newest = placement.version  # ever offered
         self._digests: dict[tuple[int, int], bytes] = {}  # checksums of (layer, expert)
-        self._pending: Placement | None = None  # offered, and not known to be in use
+        self._pending: tuple[Placement, SplitPolicy] | None = None  # offered, and not known to be in use
         self.meet(ports)
 
     def meet(self, ports: Sequence[RankPort]) -> None:
@@ -85,13 +86,16 @@ class Mover:
         """Find out whether a placement came into use after all. Raises Stuck while that is open."""
         if self._pending is None:
             return
-        if min(await asyncio.gather(*(port.version() for port in self._ports))) < self._pending.version:
-            raise Stuck(f"placement {self._pending.version} was offered and is not in use yet")
-        self.placement, self._pending = self._pending, None
+        placement, policy = self._pending
+        if min(await asyncio.gather(*(port.version() for port in self._ports))) < placement.version:
+            raise Stuck(f"placement {placement.version} was offered and is not in use yet")
+        self.placement, self.policy, self._pending = placement, policy, None
 
-    async def carry_out(self, target: Placement) -> None:
-        """Go to `target`, or as near as the moves that succeed lead. Raises Stuck."""
+    async def carry_out(self, target: Placement, policy: SplitPolicy | None = None) -> None:
+        """Go to `target`, or as near as the moves that succeed lead, and to a policy of the split. Raises Stuck."""
         try:
+            if policy is not None and policy != self.policy:
+                await self._switch(self._numbered(self.placement), policy)
             for wanted in rounds(self.placement, target, self._limits.staged):
                 await self._round(wanted)
                 if (self.placement.slot_expert != wanted.slot_expert).any():
@@ -118,29 +122,33 @@ class Mover:
             )
         width = self.placement.slots_per_rank
         lost = {(one.move.layer, port.rank * width + one.move.slot) for port, one in failed}
-        self._newest += 1
-        reached = replace(without(self.placement, target, lost) if lost else target, version=self._newest)
+        reached = self._numbered(without(self.placement, target, lost) if lost else target)
         fetched = int(fetches(self.placement, reached).sum())
-        await self._switch(reached)
+        await self._switch(reached, self.policy)
         self.fetched += fetched
         await self._drop()
+
+    def _numbered(self, placement: Placement) -> Placement:
+        """With a version that was never offered."""
+        self._newest += 1
+        return replace(placement, version=self._newest)
 
     def _known_copy(self, staged: Staged) -> bool:
         """Whether a copy's checksum is that of the same expert's copies before it; the first one is believed."""
         return self._digests.setdefault((staged.move.layer, staged.move.expert), staged.digest) == staged.digest
 
-    async def _switch(self, reached: Placement) -> None:
+    async def _switch(self, reached: Placement, policy: SplitPolicy) -> None:
         """Offer a placement to all ranks, and wait until a step used it. Raises Stuck."""
         self._know(reached)
-        self._pending = reached
-        offers = asyncio.gather(*(port.offer(reached) for port in self._ports))
+        self._pending = reached, policy
+        offers = asyncio.gather(*(port.offer(reached, policy) for port in self._ports))
         try:
             await _within(_SWITCH_SECONDS, offers, f"offering placement {reached.version}")
         except MoveFailed as error:
             self._pending = None  # a rank that has not offered it keeps it from ever being used
             raise Stuck(str(error)) from error
         await _within(_SWITCH_SECONDS, self._in_use(reached.version), f"switching to placement {reached.version}")
-        self.placement, self._pending = reached, None
+        self.placement, self.policy, self._pending = reached, policy, None
 
     async def _in_use(self, version: int) -> None:
         bell = next(port for port in self._ports if port.runs_attention)

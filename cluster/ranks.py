@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -34,9 +34,14 @@ class RankHandle:
         return f"rank {self.seat.rank} ({self.seat.role}, pid {self.seat.pid})"
 
 
-def start_rank(plan: ServePlan, seat: Member, secret: str, namespace: str) -> RankHandle:
-    """Start a rank's process; it loads nothing yet. Ranks take no CPU resource: they share the cores by turns."""
-    order = _order(plan, seat, secret)
+def start_rank(
+    plan: ServePlan, seat: Member, secret: str, namespace: str, policy: SplitPolicy | None = None
+) -> RankHandle:
+    """Start a rank's process; it loads nothing yet. Ranks take no CPU resource: they share the cores by turns.
+
+    policy: of the split, as the other ranks have it by now; None: as at the start.
+    """
+    order = replace(_order(plan, seat, secret), policy=policy or policy_of(plan))
     options: dict[str, Any] = {
         "name": f"rank-{seat.rank}" + (f"-{seat.incarnation}" if seat.incarnation else ""),
         "namespace": namespace,
@@ -55,6 +60,11 @@ def start_rank(plan: ServePlan, seat: Member, secret: str, namespace: str) -> Ra
     return RankHandle(seat, actor)
 
 
+def policy_of(plan: ServePlan) -> SplitPolicy:
+    """The split's policy before anything is known of the ranks' speeds."""
+    return split_policy(plan.device) if plan.synthetic is None else SplitPolicy(plan.synthetic.pace.floor)
+
+
 def _order(plan: ServePlan, seat: Member, secret: str) -> RankOrder:
     """Experts work at the same time and divide the cores; attention works while they wait and divides them anew."""
     peers = [s for s in plan.seats if s.runs_attention == seat.runs_attention]
@@ -71,8 +81,7 @@ def _order(plan: ServePlan, seat: Member, secret: str) -> RankOrder:
         node_host=seat.node_ip,
         holds=seat.holds_experts,
         secret=secret,
-        policy=split_policy(plan.device) if plan.synthetic is None else SplitPolicy(plan.synthetic.pace.floor),
-        pace=plan.synthetic.pace if plan.synthetic is not None and seat.holds_experts else None,
+        pace=plan.synthetic.pace_of(seat.rank) if plan.synthetic is not None and seat.holds_experts else None,
     )
 
 
@@ -93,9 +102,9 @@ class RayPort:
         """Fetch experts into staging."""
         return list(await self._actor.stage.remote(list(moves), bandwidth))
 
-    async def offer(self, placement: Placement) -> None:
+    async def offer(self, placement: Placement, policy: SplitPolicy) -> None:
         """Have a placement used as soon as all ranks offer it."""
-        await self._actor.offer.remote(placement)
+        await self._actor.offer.remote(placement, policy)
 
     async def drop_staged(self) -> None:
         """Forget what was staged."""

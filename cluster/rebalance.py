@@ -22,11 +22,13 @@ from cluster.balance.policies.base import Policy, Situation
 from cluster.balance.policies.registry import PolicyFailed, ask
 from cluster.balance.score import predicted_excess
 from cluster.balance.shape import ClusterShape
+from cluster.balance.speeds import RankSpeeds
 from cluster.events import EventLog
 from cluster.mover import MoveLimits, Mover, RankPort, Stuck
 from cluster.recorder import LoadRecorder
 from cluster.status import BalancerView
 from experts.errors import UserError
+from experts.exchange.split import SplitPolicy
 from experts.placement import Placement
 
 log = logging.getLogger(__name__)
@@ -82,18 +84,19 @@ class Balancer:
 
     def __init__(
         self, ports: Sequence[RankPort], placement: Placement, policy: Policy, settings: BalancerSettings,
-        events: EventLog, recorder: LoadRecorder | None = None,
+        events: EventLog, split: SplitPolicy | None = None, recorder: LoadRecorder | None = None,
     ) -> None:  # fmt: skip
-        """ports: all members of epoch 1, in its order; recorder: gets every step, too."""
+        """ports: all members of epoch 1, in its order; split: the policy they began with; recorder: gets every step, too."""
         self.plans = self.rebalances = 0
         self.rebalance_seconds = 0.0
         self.state = "ok" if settings.enabled else "off"
         self.reason = ""
         self.last_text = ""
         self._policy, self._settings, self._events = policy, settings, events
-        self._mover = Mover(ports, placement, settings.moves, self._note, self._know)
+        self._mover = Mover(ports, placement, split or SplitPolicy(), settings.moves, self._note, self._know)
+        self._speeds = RankSpeeds()
         self._experts = [port for port in ports if port.holds]
-        self._collector = _collector(1, placement, ports)
+        self._collector = self._new_collector(1, ports)
         self._history = History(_HISTORY, settings.least_pairs)
         self.quiet = asyncio.Lock()  # held while something moves: whoever holds it keeps the placement as it is
         self._planned_at = 0  # rows seen when it planned last
@@ -105,6 +108,11 @@ class Balancer:
     def placement(self) -> Placement:
         """The one in use."""
         return self._mover.placement
+
+    @property
+    def split(self) -> SplitPolicy:
+        """The split's policy in use."""
+        return self._mover.policy
 
     @property
     def experts_moved(self) -> int:
@@ -124,7 +132,8 @@ class Balancer:
         """The expert ranks; seats without a member count as dead."""
         members = {port.rank for port in self._experts}
         vacant = frozenset(range(self.placement.ranks)) - members
-        return ClusterShape(self.placement.ranks, self.placement.slots_per_rank, dead=vacant)
+        speeds = self._speeds.of(self.placement.ranks)
+        return ClusterShape(self.placement.ranks, self.placement.slots_per_rank, dead=vacant, speeds=speeds)
 
     async def run(self) -> None:
         """Look at the loads for ever, and rebalance when it is time."""
@@ -148,9 +157,11 @@ class Balancer:
     async def meet(self, epoch: int, ports: Sequence[RankPort]) -> None:
         """Epoch `epoch` runs, of these members; call it with `quiet` held, before the processes of those that left end."""
         experts = [port for port in ports if port.holds]
-        last, self._collector = self._collector, _collector(epoch, self.placement, ports)
+        last, self._collector = self._collector, self._new_collector(epoch, ports)
         everyone = {port.rank: port for port in (*self._experts, *experts)}
         await self._look(list(everyone.values()), [last, self._collector])
+        for rank in {port.rank for port in experts} - {port.rank for port in self._experts}:
+            self._speeds.forget(rank)
         self._experts = experts
         self._mover.meet(ports)
         self._judge_at = None  # what was promised was for other ranks
@@ -196,12 +207,16 @@ class Balancer:
             return
         if decision.moves:
             await self._carry_out(decision)
+        elif self._wanted_split != self.split:
+            await self._mover.carry_out(self.placement, self._wanted_split)
         elif self.state == "stuck":
             self.state, self.reason = "ok", ""
 
     async def _decide(self) -> Decision:
         """Ask the policy, beside the event loop."""
         await self._mover.settle()
+        if self._history.total - self._planned_at >= self._settings.interval:
+            self._judge_speeds()
         self._planned_at = self._history.total
         self.plans += 1
         loads, steps = self._history.loads(), sum(row.steps for row in self._history.newest(self._settings.interval))
@@ -232,7 +247,7 @@ class Balancer:
         self._note("rebalance", decision.text)
         before = self.experts_moved
         try:
-            await self._mover.carry_out(decision.placement)
+            await self._mover.carry_out(decision.placement, self._wanted_split)
         except Stuck as stuck:
             self._degrade(str(stuck))
         else:
@@ -262,6 +277,29 @@ class Balancer:
         busiest, mean = row.rank_tokens.max(axis=0).sum(), row.rank_tokens.mean(axis=0).sum()
         self.counted.append(Counted(row.epoch, row.step, int(busiest), float(mean)))
 
+    def _judge_speeds(self) -> None:
+        """Whether some rank computes slower or faster than the others."""
+        rows = [row for row in self._history.newest(self._settings.interval) if row.epoch == self._collector.epoch]
+        if len(rows) < _LEAST_ROWS:
+            return
+        before = self._speeds.of(self.placement.ranks)
+        work, seconds = np.stack([row.work for row in rows]), np.stack([row.seconds for row in rows])
+        steps = np.array([float(row.steps) for row in rows])
+        self._speeds.judge([port.rank for port in self._experts], work, seconds, steps)
+        now = self._speeds.of(self.placement.ranks)
+        if now != before:
+            told = ", ".join(f"rank {rank} {speed:g}" for rank, speed in enumerate(now) if speed != 1)
+            self._note("speeds", f"relative to the median rank: {told or 'all alike again'}")
+
+    @property
+    def _wanted_split(self) -> SplitPolicy:
+        return replace(self._mover.policy, speeds=self._speeds.of(self.placement.ranks))
+
+    def _new_collector(self, epoch: int, ports: Sequence[RankPort]) -> LoadCollector:
+        sources = [number for number, port in enumerate(ports) if port.runs_attention]
+        ranks = [port.rank for port in ports if port.holds]
+        return LoadCollector(epoch, self.placement, ranks, sources, self._mover.policy.floor)
+
     def _know(self, placement: Placement) -> None:
         self._collector.know(placement)
 
@@ -289,8 +327,3 @@ class Balancer:
 
     def _note(self, kind: str, text: str) -> None:
         self._events.add(time.time(), kind, text)
-
-
-def _collector(epoch: int, placement: Placement, ports: Sequence[RankPort]) -> LoadCollector:
-    sources = [number for number, port in enumerate(ports) if port.runs_attention]
-    return LoadCollector(epoch, placement, [port.rank for port in ports if port.holds], sources)

@@ -23,7 +23,7 @@ from cluster.members import change_members
 from cluster.metrics import merge_pages, rank_metrics
 from cluster.mover import MoveLimits
 from cluster.plan import ServePlan, balances
-from cluster.ranks import RankHandle, RayPort, start_rank
+from cluster.ranks import RankHandle, RayPort, policy_of, start_rank
 from cluster.rebalance import Balancer, BalancerSettings, Counted
 from cluster.recorder import LoadRecorder
 from cluster.status import BalancerView, RankView, StatusBook
@@ -231,7 +231,8 @@ class Supervisor:
         """A new process for a seat, loaded with what the placement in use has there: nothing."""
         self._incarnations[rank] += 1
         seat = Member(rank, "expert", self._incarnations[rank])
-        handle = start_rank(replace(self._plan, placement=self._placement), seat, self._secret, self._namespace)
+        plan = replace(self._plan, placement=self._placement)
+        handle = start_rank(plan, seat, self._secret, self._namespace, self._serving().split)
         self._starting.append(handle)
         await handle.actor.load.remote()
         report, _ = await self._report(handle)
@@ -280,7 +281,9 @@ class Supervisor:
             interval=plan.config.eplb_interval,
         )
         policy = load_policy(plan.config.eplb_policy)
-        self._balancer = Balancer(await self._ports(), plan.placement, policy, settings, self._events, self._recorder)
+        self._balancer = Balancer(
+            await self._ports(), plan.placement, policy, settings, self._events, policy_of(plan), self._recorder
+        )
         self._balancing = asyncio.create_task(self._balancer.run())
 
     async def _stop_balancing(self) -> None:

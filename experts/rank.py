@@ -120,12 +120,12 @@ class RankSeat:
         assert self.migration is not None, "a rank without slots is asked for no expert"
         return self.migration.stage(moves, bandwidth)
 
-    def offer(self, placement: Placement) -> None:
-        """Have a newer placement used from the step on that all members offer it for. Raises MoveFailed when an
-        expert of it was not staged here."""
+    def offer(self, placement: Placement, policy: SplitPolicy | None = None) -> None:
+        """Have a newer placement used from the step on that all members offer it for, with a policy of the split (None:
+        as it is). Raises MoveFailed when an expert of it was not staged here."""
         assert self.exchange is not None, "a rank joins before placements change"
         switch = None if self.migration is None else self.migration.prepare(placement, self.order.rank)
-        self.exchange.offer(placement, switch)
+        self.exchange.offer(placement, switch, policy)
 
     def drop_staged(self) -> None:
         """Forget what was fetched and not offered."""

@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from experts.doorbell import Moment
+from experts.exchange.split import SplitPolicy
 from experts.lease import Lease
 from experts.loads import StepLoads
 from experts.membership import EpochRecord
@@ -14,11 +16,14 @@ from experts.placement import Placement
 from experts.rank import RankOrder, RankSeat
 from experts.threads import in_own_thread
 
+_SWITCH_INTERVAL = 5e-4  # s that another thread's Python may hold up the step thread; the default is 5 ms
+
 
 class RankActor:
     """A seat with its lease. Created inside the actor's event loop."""
 
     def __init__(self, order: RankOrder) -> None:
+        sys.setswitchinterval(_SWITCH_INTERVAL)
         self._seat = RankSeat(order)
         self._progress = (0, 0)
         self._lease = Lease(lambda: os._exit(1))
@@ -52,9 +57,9 @@ class RankActor:
         """Fetch experts beside the running steps; see RankSeat."""
         return await asyncio.to_thread(in_own_thread, lambda: self._seat.stage(moves, bandwidth))
 
-    async def offer(self, placement: Placement) -> None:
+    async def offer(self, placement: Placement, policy: SplitPolicy | None = None) -> None:
         """Have a newer placement used as soon as all ranks offer it. Raises MoveFailed."""
-        await asyncio.to_thread(in_own_thread, lambda: self._seat.offer(placement))
+        await asyncio.to_thread(in_own_thread, lambda: self._seat.offer(placement, policy))
 
     async def drop_staged(self) -> None:
         """Forget what was staged and not offered."""

@@ -20,13 +20,15 @@ _PATIENCE = 512  # steps that one rank may be behind another before a step is gi
 @dataclass(frozen=True, slots=True, eq=False)
 class StepRow:
     """One step, or several together. source_loads: int64 [A, L, E]; rank_tokens: int64 [R, L] of the epoch's ranks with
-    experts; seconds: [R] in experts; steps: how many. phase as in the trace file."""
+    experts; work: [R] tokens, those of a slot in use at least as many as cost what reading its weights does; seconds: [R] in
+    experts; steps: how many. phase as in the trace file."""
 
     epoch: int
     step: int
     phase: int
     source_loads: IntArray
     rank_tokens: IntArray
+    work: npt.NDArray[np.float64]
     seconds: npt.NDArray[np.float64]
     steps: int = 1
 
@@ -39,10 +41,12 @@ class StepRow:
 
 class LoadCollector:
     """Takes ranks' steps of one epoch in any order, gives whole ones in order. ranks: the expert seats of the epoch;
-    sources: the members that bring tokens, as numbers of the group."""
+    sources: the members that bring tokens, as numbers of the group; floor: of the split's policy."""
 
-    def __init__(self, epoch: int, placement: Placement, ranks: Iterable[int], sources: Iterable[int]) -> None:
-        self.epoch = epoch
+    def __init__(
+        self, epoch: int, placement: Placement, ranks: Iterable[int], sources: Iterable[int], floor: float = 0.0
+    ) -> None:
+        self.epoch, self._floor = epoch, floor
         self._placements = {placement.version: placement}
         self._ranks, self._sources = tuple(ranks), list(sources)
         self._open: dict[int, dict[int, StepLoads]] = {}
@@ -79,6 +83,7 @@ class LoadCollector:
         layers, experts = placement.layers, placement.experts
         loads = np.zeros((len(self._sources), layers, experts + 1), dtype=np.int64)
         tokens = np.zeros((len(self._ranks), layers), dtype=np.int64)
+        work = np.zeros(len(self._ranks))
         at_layer = np.arange(layers)[:, None]
         for i, rank in enumerate(self._ranks):
             counts = told[rank].counts[self._sources]
@@ -86,8 +91,10 @@ class LoadCollector:
             for a, table in enumerate(counts):
                 np.add.at(loads[a], (at_layer, held), table)
             tokens[i] = counts.sum(axis=(0, 2))
+            slots = counts.sum(axis=0)
+            work[i] = np.maximum(slots[slots > 0], self._floor).sum()
         seconds = np.array([told[rank].seconds for rank in self._ranks])
-        return StepRow(self.epoch, first.step, first.phase, loads[:, :, :experts], tokens, seconds)
+        return StepRow(self.epoch, first.step, first.phase, loads[:, :, :experts], tokens, work, seconds)
 
 
 class History:
@@ -132,5 +139,5 @@ def excess_of(rows: list[StepRow]) -> float:
 def _together(a: StepRow, b: StepRow) -> StepRow:
     return StepRow(
         b.epoch, b.step, a.phase if a.phase == b.phase else BOTH, a.source_loads + b.source_loads, a.rank_tokens + b.rank_tokens,
-        a.seconds + b.seconds, a.steps + b.steps,
+        a.work + b.work, a.seconds + b.seconds, a.steps + b.steps,
     )  # fmt: skip

@@ -64,6 +64,8 @@ class ClusterShape:
             raise UserError(f"rank {strange[0]}", f"ranks 0 to {self.ranks - 1}", "--dead-ranks")
         if self.ranks_per_node < 0:
             raise UserError(str(self.ranks_per_node), "0 (no nodes) or more", "--ranks-per-node")
+        if self.speeds and (len(self.speeds) != self.ranks or not all(0 < s < float("inf") for s in self.speeds)):
+            raise UserError(",".join(f"{s:g}" for s in self.speeds), f"{self.ranks} numbers above 0", "--speeds")
         if self.live_slots < experts:
             alive = f" on {self.ranks - len(self.dead)} live ranks" if self.dead else ""
             raise UserError(f"{self.live_slots} slots{alive}", f"at least {experts} (one per expert)", "slots")

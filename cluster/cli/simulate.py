@@ -75,6 +75,9 @@ def simulate(
     join: Annotated[
         list[str], typer.Option("--join", metavar="R@STEP", help="Rank R, away before, joins. May be repeated.")
     ] = [],  # noqa: B006
+    speeds: Annotated[
+        str, typer.Option("--speeds", metavar="S,…", help="Relative speed of each rank; --actors has to find out.")
+    ] = "",
     hardware: Annotated[str, typer.Option("--hardware", metavar="NAME", help="Predict a step's time instead.")] = "",
     model: Annotated[
         Optional[Path],  # noqa: UP045
@@ -121,7 +124,7 @@ def simulate(
     table, origin = _traffic(loads, regime, Traffic(regime or "zipf", steps, layers, experts, top_k, tokens, seed))
     experts = table.shape[2]
     slots = slots_per_rank if slots_per_rank is not None else -(-experts * 5 // (4 * max(ranks, 1)))
-    shape = ClusterShape(ranks, slots, ranks_per_node)
+    shape = ClusterShape(ranks, slots, ranks_per_node, speeds=_speeds(speeds))
     shape.check(table.shape[1], experts)
     changes = parse_changes(leave, join)
     check_changes(changes, shape, table.shape[1], experts, steps if actors else len(table))
@@ -185,6 +188,13 @@ def _ranks(text: str) -> list[int]:
         raise UserError(repr(text), "a number, or several as in 8,16,320", "--ranks") from None
 
 
+def _speeds(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise UserError(repr(text), "numbers, as in 1,1,1,0.5", "--speeds") from None
+
+
 def _capacity(name: str, model: Path | None, ranks: list[int], load: Load, as_json: bool) -> None:
     if load.weights not in WEIGHT_BYTES:
         raise UserError(repr(load.weights), f"one of {', '.join(WEIGHT_BYTES)}", "--weights")
@@ -243,7 +253,8 @@ def _actors(
 ) -> None:  # fmt: skip
     run = importlib.import_module("cluster.simulate.actors")  # Ray, which the plain simulation does without
     settings = run.ActorSettings(
-        shape.ranks, shape.slots_per_rank, tokens, top_k, steps, interval, token_seconds, changes=changes
+        shape.ranks, shape.slots_per_rank, tokens, top_k, steps, interval, token_seconds, changes=changes,
+        speeds=shape.speeds,
     )  # fmt: skip
     for _ in range(rounds):
         for name in policies:

@@ -11,7 +11,7 @@ from cluster.balance.policies.registry import load_policy
 from cluster.balance.shape import ClusterShape
 from cluster.rebalance import Counted
 from cluster.simulate.members import MemberChange, away_at, without_ranks
-from cluster.simulate.replay import ReplaySettings, replay
+from cluster.simulate.replay import Replay, ReplaySettings, rank_times, replay
 from cluster.simulate.source import SourceResults
 from experts.placement import Placement
 
@@ -22,7 +22,8 @@ WARM = 10  # steps before anything counts
 @dataclass(frozen=True, slots=True)
 class ActorSettings:
     """ranks with experts, of slots each; tokens of a step; top_k; token_seconds, floor: of the experts' pace (see
-    experts.pace); interval: steps between plans; steps to run; changes: of the ranks that take part."""
+    experts.pace); interval: steps between plans; steps to run; changes: of the ranks that take part; speeds: relative, of
+    each rank, empty = all alike."""
 
     ranks: int
     slots_per_rank: int
@@ -33,6 +34,7 @@ class ActorSettings:
     token_seconds: float = 20e-6
     floor: float = 0.0
     changes: tuple[MemberChange, ...] = ()
+    speeds: tuple[float, ...] = ()
 
     @property
     def shape(self) -> ClusterShape:
@@ -62,8 +64,9 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class ActorRun:
-    """What one run gave. Times in s; excess: busiest rank over the mean, minus 1. first/last: third of the steps;
-    predicted: by the split's model on the same loads; moving: steps that ran while experts moved."""
+    """What one run gave. Times in s; excess: tokens of the busiest rank over the mean, minus 1. first/last: third of the
+    steps; predicted: by the split's model on the same loads (with speeds: of time); moving: steps that ran while experts
+    moved."""
 
     policy: str
     steps: int
@@ -109,16 +112,18 @@ def summary(loads: IntArray, policy: str, settings: ActorSettings, seen: Seen, s
     busiest, mean = np.array([row.busiest for row in rows], dtype=float), np.array([row.mean for row in rows])
     third = max(len(busiest) // 3, 1)
     moving = _moving(results, status["events"])[WARM:]
+    predicted = _predicted(loads, policy, settings, seen)
+    paced = predicted.busiest.sum(axis=1) if settings.speeds else busiest
     return ActorRun(
         policy=policy,
         steps=len(seconds),
         excess_first=float(busiest[:third].sum() / mean[:third].sum() - 1),
         excess_last=float(busiest[-third:].sum() / mean[-third:].sum() - 1),
         excess=float(busiest.sum() / mean.sum() - 1),
-        excess_predicted=_predicted(loads, policy, settings, seen),
+        excess_predicted=predicted.excess,
         step_median=float(np.median(seconds)),
         step_p99=float(np.quantile(seconds, 0.99)),
-        step_predicted=float(np.median(busiest)) * settings.token_seconds + seen.overhead,
+        step_predicted=float(np.median(paced)) * settings.token_seconds + seen.overhead,
         step_last=float(np.median(seconds[-third:])),
         step_longest_moving=float(seconds[moving].max()) if moving.any() else 0.0,
         moving_p99=float(np.quantile(seconds[moving], 0.99)) if moving.any() else 0.0,
@@ -129,6 +134,14 @@ def summary(loads: IntArray, policy: str, settings: ActorSettings, seen: Seen, s
         placement_version=status["placement_version"],
         changes=tuple(_changed(results, *order) for order in seen.orders),
     )
+
+
+def paced_seconds(loads: IntArray, settings: ActorSettings) -> npt.NDArray[np.float64]:
+    """[WARM] what the experts' pace makes of the first steps."""
+    shape = replace(settings.shape, speeds=settings.speeds)
+    times = rank_times(loads[np.arange(WARM) % len(loads)], settings.first(*loads.shape[1:]), shape, "exact")
+    seconds: npt.NDArray[np.float64] = times.max(axis=2).sum(axis=1) * settings.token_seconds
+    return seconds
 
 
 def _moving(results: SourceResults, events: Sequence[dict[str, Any]]) -> npt.NDArray[np.bool_]:
@@ -157,13 +170,13 @@ def _changed(results: SourceResults, change: MemberChange, asked: float, done: f
     )  # fmt: skip
 
 
-def _predicted(loads: IntArray, policy: str, settings: ActorSettings, seen: Seen) -> float:
-    """Excess of a replay of the same steps with the same policy, from the same first placement."""
+def _predicted(loads: IntArray, policy: str, settings: ActorSettings, seen: Seen) -> Replay:
+    """A replay of the same steps with the same policy, from the same first placement."""
     _, layers, experts = loads.shape
     steps = np.arange(WARM, WARM + settings.steps) % len(loads)
     last = settings.steps - 1
     changes = tuple(replace(change, step=min(max(step, 1), last)) for change, _, _, step in seen.orders)
     start = settings.first(layers, experts)
     known = ReplaySettings(interval=settings.interval, split="exact", start=start, changes=changes)
-    shape = ClusterShape(settings.ranks, settings.slots_per_rank)
-    return replay(loads[steps], shape, load_policy(policy), known).excess
+    shape = ClusterShape(settings.ranks, settings.slots_per_rank, speeds=settings.speeds)
+    return replay(loads[steps], shape, load_policy(policy), known)

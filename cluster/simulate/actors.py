@@ -20,7 +20,7 @@ from cluster.config import ServeConfig
 from cluster.launch import RayCluster
 from cluster.loading import LoadingView
 from cluster.plan import ServePlan
-from cluster.simulate.actor_run import WARM, ActorRun, ActorSettings, Seen, summary
+from cluster.simulate.actor_run import WARM, ActorRun, ActorSettings, Seen, paced_seconds, summary
 from cluster.simulate.members import check_changes
 from cluster.simulate.model_folder import write_experts
 from cluster.simulate.synthetic import Synthetic
@@ -39,7 +39,7 @@ def run_actors(
 ) -> ActorRun:
     """One run on a private Ray. Raises UserError for settings that can't be."""
     _, layers, experts = loads.shape
-    shape = ClusterShape(settings.ranks, settings.slots_per_rank)
+    shape = ClusterShape(settings.ranks, settings.slots_per_rank, speeds=settings.speeds)
     shape.check(layers, experts)
     check_changes(settings.changes, shape, layers, experts, settings.steps)
     load_policy(policy)
@@ -51,7 +51,7 @@ def run_actors(
         try:
             with LoadingView(cluster.plan.seats) as view:
                 cluster.start_ranks(view)
-            seen = _drive(cluster, settings, _overhead(cluster, settings), tick)
+            seen = _drive(cluster, settings, _overhead(cluster, loads, settings), tick)
         finally:
             cluster.stop()
     return summary(loads, policy, settings, seen, slot_bytes(cluster.plan.spec.experts, torch.float32))
@@ -70,19 +70,18 @@ def _plan(folder: Path, loads: IntArray, policy: str, settings: ActorSettings) -
     return ServePlan(
         folder, spec, config, "simulation", torch.float32, "cpu", engine,
         settings.first(layers, experts), seats,
-        Synthetic(settings.tokens, loads, Pace(settings.token_seconds, settings.floor)),
+        Synthetic(settings.tokens, loads, Pace(settings.token_seconds, settings.floor), settings.speeds),
     )  # fmt: skip
 
 
-def _overhead(cluster: RayCluster, settings: ActorSettings) -> float:
+def _overhead(cluster: RayCluster, loads: IntArray, settings: ActorSettings) -> float:
     """Seconds of a step beside the experts' pace: the calibration that predictions add."""
     source = ray.get(cluster.supervisor.source.remote())
     ray.get(source.go.remote(WARM))
     while ray.get(source.left.remote()):
         time.sleep(0.05)
     seconds = ray.get(source.results.remote()).seconds
-    paced = [row.busiest * settings.token_seconds for row in ray.get(cluster.supervisor.counted.remote())]
-    return max(float(np.median(seconds[2:]) - np.median(paced)), 0.0) if settings.floor == 0 else 0.0
+    return max(float(np.median(seconds[2:]) - np.median(paced_seconds(loads, settings)[2:])), 0.0)
 
 
 def _drive(cluster: RayCluster, settings: ActorSettings, overhead: float, tick: Callable[[int], None]) -> Seen:

@@ -79,10 +79,9 @@ class CollectiveExchange(Exchange):
         self.counters = ExchangeCounters()
         self._rank = rank
         self._form, self._budget = form, budget
-        self._policy = policy or SplitPolicy()
         self._experts_per_layer = placement.experts
         self._lock = threading.Lock()  # of what other threads leave for the step thread
-        self._tables = Tables(placement, membership, self._policy)
+        self._tables = Tables(placement, membership, policy or SplitPolicy())
         self._offered = {placement.version: Offer(self._tables, None)}
         self._newest = placement.version
         self._next: _Next | None = None
@@ -94,14 +93,14 @@ class CollectiveExchange(Exchange):
         """The placement version of the step under way, or of the last one."""
         return self._header.version
 
-    def offer(self, placement: Placement, switch: Callable[[], None] | None) -> None:
+    def offer(self, placement: Placement, switch: Callable[[], None] | None, policy: SplitPolicy | None = None) -> None:
         """This rank holds `placement`, newer than any before, complete: a step may use it once all members do.
 
-        switch: called by the step thread at the start of the first such step, before anything routes by it; it leads
-        here from the version in use now, so whatever was offered since then and never used is passed over. Callable
-        from any thread.
+        policy: of the split from then on, None = as it is; switch: called by the step thread at the start of the first
+        such step, before anything routes by it; it leads here from the version in use now, so whatever was offered since
+        then and never used is passed over. Callable from any thread.
         """
-        tables = Tables(placement, self._group.membership, self._policy, self._tables)
+        tables = Tables(placement, self._group.membership, policy or self._tables.policy, self._tables)
         with self._lock:
             assert placement.version > self._newest, (placement.version, self._newest)
             self._offered[placement.version] = Offer(tables, switch)
@@ -228,7 +227,7 @@ class CollectiveExchange(Exchange):
     def _padded_plan(self, stamp: Stamp, ids: torch.Tensor) -> Plan:
         """Sizes from the header alone; each source splits its own tokens."""
         pairs = sum(self._header.tokens) * self._form.top_k
-        few = len(self._group.sources) > 1 and pairs < self._policy.floor * self._experts_per_layer
+        few = len(self._group.sources) > 1 and pairs < self._tables.policy.floor * self._experts_per_layer
         routing = self._tables.route_one(stamp.layer, ids, self.member, whole=few)
         rooms = {i: bucket(count) for i, count in enumerate(self._header.tokens) if count}
         send = {j: rooms[self.member] for j in self._peers(self._group.holders)} if self.member in rooms else {}

@@ -42,15 +42,16 @@ class Tables:
         self,
         placement: Placement,
         membership: Membership,
-        policy: SplitPolicy | None = None,
+        policy: SplitPolicy,
         before: "Tables | None" = None,
     ) -> None:
-        """before: of another version for the same membership and policy; layers that did not change are shared."""
+        """before: of another version for the same membership; layers that did not change are shared."""
+        self.policy = policy
         self._placement = placement
         copies = placement.copies()
         self._split: list[SplitTable] = [
             before._split[layer]
-            if before is not None and (before._placement.slot_expert[layer] == row).all()
+            if before is not None and before.policy == policy and (before._placement.slot_expert[layer] == row).all()
             else SplitTable.of(placement, layer, policy, copies[layer])
             for layer, row in enumerate(placement.slot_expert)
         ]

@@ -14,6 +14,7 @@ from cluster.events import EventLog
 from cluster.mover import MoveLimits, without
 from cluster.rebalance import Balancer, BalancerSettings
 from experts.errors import UserError
+from experts.exchange.split import SplitPolicy
 from experts.loads import StepLoads
 from experts.migrate import Move, Staged
 from experts.placement import Placement
@@ -45,8 +46,8 @@ class SeatPort:
             await asyncio.sleep(3600)
         return await asyncio.to_thread(self._seat.stage, moves, bandwidth)
 
-    async def offer(self, placement: Placement) -> None:
-        await asyncio.to_thread(self._seat.offer, placement)
+    async def offer(self, placement: Placement, policy: SplitPolicy) -> None:
+        await asyncio.to_thread(self._seat.offer, placement, policy)
 
     async def drop_staged(self) -> None:
         self._seat.drop_staged()

@@ -56,6 +56,13 @@ def test_a_rank_leaves_and_a_new_one_joins_while_tokens_flow(http_port: int) -> 
     assert run.excess_last < 0.15, "the new rank, which came with nothing, carries its part in the end"
 
 
+def test_a_slow_rank_is_found_and_gets_less(http_port: int) -> None:
+    settings = replace(SETTINGS, steps=400, token_seconds=60e-6, speeds=(1.0, 0.4, 1.0))
+    run = run_actors(hot_spot(300, [None]), "tokenyard", settings)
+    assert run.error < 1e-5
+    assert run.excess_first < 0.2 < run.excess_last, "the others take over what the slow one can't do in time"
+
+
 def test_settings_that_can_not_be_are_told() -> None:
     loads = hot_spot(10, [None])
     with pytest.raises(UserError, match="12 slots, expected at least 16"):

@@ -42,7 +42,7 @@ def test_steps_are_told_once_with_their_phase() -> None:
 def test_tokens_are_told_apart_by_source() -> None:
     loads = ExpertLoads(layers=2, slots=2, sources=3)
     loads.add(1, batch([[0, 1], [0, -1], [1, -1]], rows=(2, 0, 1)))
-    loads.end_step(header(0, 3, 0), 0.0)
+    loads.end_step(StepHeader(1, 0, 7, (2, 0, 1), (0, 0, 0), False), 0.0)
     (step,) = loads.drain()
     assert step.counts.tolist() == [[[0, 0], [2, 1]], [[0, 0], [0, 0]], [[0, 0], [0, 1]]]
 
@@ -60,3 +60,16 @@ def test_a_rank_without_slots_counts_nothing() -> None:
     loads.end_step(header(0, 1, 0), 0.0)
     assert loads.snapshot().shape == (2, 0)
     assert loads.drain() == []
+
+
+def test_a_group_of_another_size_counts_its_own_members() -> None:
+    loads = ExpertLoads(layers=1, slots=2, sources=3)
+    loads.add(0, batch([[0, 1]], rows=(0, 0, 1)))
+    loads.end_step(StepHeader(1, 4, 7, (0, 0, 1), (0, 0, 0), False), 0.0)
+    loads.end_step(StepHeader(2, 0, 7, (0, 1), (0, 0), False), 0.0)  # nothing came here
+    loads.add(0, batch([[1, 1]], rows=(0, 1)))
+    loads.end_step(StepHeader(2, 1, 7, (0, 1), (0, 0), False), 0.0)
+    steps = loads.drain()
+    assert [(s.epoch, s.step, s.counts.shape[0]) for s in steps] == [(1, 4, 3), (2, 0, 2), (2, 1, 2)]
+    assert steps[2].counts.tolist() == [[[0, 0]], [[0, 2]]]
+    assert loads.snapshot().tolist() == [[1, 3]]
