@@ -133,7 +133,12 @@ class Balancer:
         members = {port.rank for port in self._experts}
         vacant = frozenset(range(self.placement.ranks)) - members
         speeds = self._speeds.of(self.placement.ranks)
-        return ClusterShape(self.placement.ranks, self.placement.slots_per_rank, dead=vacant, speeds=speeds)
+        hosts = {port.rank: port.host for port in self._experts}
+        names = [hosts.get(rank, "") for rank in range(self.placement.ranks)]
+        nodes = tuple(sorted(set(names)).index(name) for name in names) if len(set(hosts.values())) > 1 else ()
+        return ClusterShape(
+            self.placement.ranks, self.placement.slots_per_rank, dead=vacant, speeds=speeds, nodes=nodes
+        )  # fmt: skip
 
     async def run(self) -> None:
         """Look at the loads for ever, and rebalance when it is time."""

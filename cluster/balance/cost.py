@@ -11,22 +11,25 @@ from experts.exchange.split import SplitPolicy
 HUNYUAN_EXPERT_BYTES = 75_497_472
 A100_STEP_SECONDS = 0.025
 NVLINK_FREE = 200e9  # bytes/s
+NETWORK_SLOWER = 8.0  # times NVLink's 200 GB/s over the 25 GB/s (200 Gb/s) of a GPU's port
 HORIZON = 200  # steps
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
     """step_seconds: a step's time in experts, over all layers; expert_bytes: one expert of one layer; bandwidth:
-    bytes/s free for moves; horizon: steps that a gain lasts."""
+    bytes/s free for moves; horizon: steps that a gain lasts; far: what fetching from another node costs, in fetches from
+    the same one."""
 
     step_seconds: float = A100_STEP_SECONDS
     expert_bytes: float = HUNYUAN_EXPERT_BYTES
     bandwidth: float = NVLINK_FREE
     horizon: float = HORIZON
+    far: float = NETWORK_SLOWER
 
     def check(self) -> None:
         """Raise UserError for a value that is not above 0."""
-        for name in ("step_seconds", "expert_bytes", "bandwidth", "horizon"):
+        for name in ("step_seconds", "expert_bytes", "bandwidth", "horizon", "far"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise UserError(str(value), "a number above 0", f"--{name.replace('_', '-')}")

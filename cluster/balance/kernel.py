@@ -26,21 +26,24 @@ class _Problem(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("experts", "ranks", "slots_per_rank", "rows")),
-        *((name, ctypes.c_void_p) for name in ("load", "weight", "pace", "domain")),
+        *((name, ctypes.c_void_p) for name in ("load", "weight", "pace", "node")),
         ("price", ctypes.c_double),
+        ("far_price", ctypes.c_double),
         ("doubt", ctypes.c_double),
         ("max_moves", ctypes.c_int32),
         ("tried", ctypes.c_int32),
+        ("spread", ctypes.c_int32),
         ("nanoseconds", ctypes.c_int64),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class SearchLimits:
-    """How far a search goes. price: tokens of the slowest rank a move must bring;
+    """How far a search goes. price, far_price: tokens of the slowest rank a move must bring, within a node and between nodes;
     doubt: standard errors that are taken off a gain first; seconds: then it stops looking."""
 
     price: float = 0.0
+    far_price: float = 0.0
     doubt: float = 0.0
     max_moves: int = 1 << 20
     tried: int = 32
@@ -59,7 +62,7 @@ class LayerPlanner:
         mean = (weight @ load)[None]
         self._load = np.ascontiguousarray(np.concatenate([load, mean]))
         self._weight = np.append(weight, 0.0)
-        self._pace, self._domain, self._shape = shape.pace, shape.domain, shape
+        self._pace, self._node, self._shape = shape.pace, shape.node, shape
         self._mean = mean
 
     def layout(self, held: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
@@ -96,8 +99,9 @@ class LayerPlanner:
             _Problem(
                 load.shape[1], self._shape.ranks, self._shape.slots_per_rank, len(load), load.ctypes.data,
                 self._weight.ctypes.data, self._pace.ctypes.data,
-                None if self._domain is None else self._domain.ctypes.data,
-                limits.price, limits.doubt, limits.max_moves, limits.tried, int(limits.seconds * 1e9),
+                None if self._node is None else self._node.ctypes.data,
+                limits.price, limits.far_price, limits.doubt, limits.max_moves, limits.tried, self._shape.spread,
+                int(limits.seconds * 1e9),
             )
         )  # fmt: skip
 

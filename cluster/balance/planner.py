@@ -65,7 +65,7 @@ def plan_first(rows: Rows, shape: ClusterShape, limits: PlanLimits, version: int
     started = time.perf_counter()
     start = greedy_layout(np.einsum("w,lwe->le", rows.weight, rows.loads), shape)
     layers = len(start)
-    found = _search(rows, shape, start, limits, 0.0)
+    found = _search(rows, shape, start, limits, 0.0, 0.0)
     placement = Placement(version, shape.ranks, shape.slots_per_rank, found.table, "plan")
     none = np.zeros(layers, dtype=np.int64)
     return Plan(placement, found.before, found.after, none, time.perf_counter() - started)
@@ -91,7 +91,7 @@ def plan_next(rows: Rows, shape: ClusterShape, current: Placement, cost: CostMod
     assert current.slot_expert.shape[1] == shape.slots, (current.slot_expert.shape, shape.slots)
     started = time.perf_counter()
     start = repaired(np.einsum("w,lwe->le", rows.weight, rows.loads), shape, current)
-    found = _search(rows, shape, start, limits, cost.price(layers))
+    found = _search(rows, shape, start, limits, cost.price(layers), cost.far)
     if bool((found.table == current.slot_expert).all()):
         none = np.zeros(layers, dtype=np.int64)
         return Plan(current, found.before, found.after, none, time.perf_counter() - started)
@@ -121,6 +121,17 @@ def fetches(before: Placement, after: Placement) -> npt.NDArray[np.int64]:
     return counts
 
 
+def far_fetches(before: Placement, after: Placement, shape: ClusterShape) -> npt.NDArray[np.int64]:
+    """[L] of `fetches`, those whose node held no copy before."""
+    node = shape.node
+    if node is None:
+        return np.zeros(before.layers, dtype=np.int64)
+    old, new = held_by_rank(before, before.experts), held_by_rank(after, before.experts)
+    on_node = np.stack([old[:, node == own].any(axis=1) for own in node.tolist()], axis=1)
+    counts: npt.NDArray[np.int64] = (new & ~old & ~on_node).sum(axis=(1, 2))
+    return counts
+
+
 def held_by_rank(placement: Placement, experts: int) -> npt.NDArray[np.bool_]:
     """[L, R, E] whether a rank holds an expert."""
     table = placement.slot_expert.reshape(placement.layers, placement.ranks, placement.slots_per_rank)
@@ -129,8 +140,11 @@ def held_by_rank(placement: Placement, experts: int) -> npt.NDArray[np.bool_]:
     return held[:, :, :experts]
 
 
-def _search(rows: Rows, shape: ClusterShape, start: npt.NDArray[np.int16], limits: PlanLimits, price: float) -> _Found:
-    """Every layer's search from its row of `start` [L, R*S]; price: excess that a move must save."""
+def _search(
+    rows: Rows, shape: ClusterShape, start: npt.NDArray[np.int16], limits: PlanLimits, price: float, far: float
+) -> _Found:
+    """Every layer's search from its row of `start` [L, R*S]; price: excess that a move must save; far: how much
+    more between nodes."""
     layers, _, experts = rows.loads.shape
     found = _Found(np.empty((layers, shape.slots), dtype=np.int64), np.zeros(layers), np.zeros(layers))
     speed = float(sum(1 / pace for pace in shape.pace if pace))
@@ -140,7 +154,12 @@ def _search(rows: Rows, shape: ClusterShape, start: npt.NDArray[np.int16], limit
         total = float(rows.weight @ rows.loads[layer].sum(axis=1))
         mean = total / speed
         search = SearchLimits(
-            price * mean, limits.doubt if price else 0.0, moves, limits.tried, limits.seconds(experts)
+            price * mean,
+            far * price * mean,
+            limits.doubt if price else 0.0,
+            moves,
+            limits.tried,
+            limits.seconds(experts),
         )
         loads = np.concatenate([rows.loads[layer], np.full((1, experts), total / experts)])
         planner = LayerPlanner(shape, loads, np.append((1 - limits.alike) * rows.weight, limits.alike))

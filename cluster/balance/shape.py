@@ -15,8 +15,9 @@ MAX_CELLS = 1 << 30  # layers x slots, or x experts: what a machine can hold sev
 class ClusterShape:
     """Expert ranks and their slots per layer.
 
-    ranks_per_node: ranks of a failure domain, 0 = no domains; dead: ranks that hold nothing; speeds: relative, empty =
-    all alike; absent: slots of the table that a rank does not have, as numbers over all ranks.
+    ranks_per_node: 0 = all on one; dead: ranks that hold nothing; speeds: relative, empty = all alike; absent: slots of the
+    table that a rank does not have, as numbers over all ranks; spread: copies of an expert go to different nodes first;
+    nodes: of each rank, where they are not alike.
     """
 
     ranks: int
@@ -25,6 +26,8 @@ class ClusterShape:
     dead: frozenset[int] = frozenset()
     speeds: tuple[float, ...] = ()
     absent: frozenset[int] = frozenset()
+    spread: bool = False
+    nodes: tuple[int, ...] = ()
 
     @property
     def slots(self) -> int:
@@ -45,8 +48,10 @@ class ClusterShape:
         return pace
 
     @property
-    def domain(self) -> npt.NDArray[np.int32] | None:
-        """[R] failure domain of each rank, None without nodes or with only one."""
+    def node(self) -> npt.NDArray[np.int32] | None:
+        """[R] node of each rank, None where all share one."""
+        if self.nodes:
+            return np.array(self.nodes, dtype=np.int32) if len(set(self.nodes)) > 1 else None
         if not 0 < self.ranks_per_node < self.ranks:
             return None
         return (np.arange(self.ranks) // self.ranks_per_node).astype(np.int32)

@@ -8,9 +8,16 @@ from typing import Annotated, Optional
 import numpy as np
 import typer
 
-from cluster.balance.cost import A100_STEP_SECONDS, HORIZON, HUNYUAN_EXPERT_BYTES, NVLINK_FREE, CostModel
+from cluster.balance.cost import (
+    A100_STEP_SECONDS,
+    HORIZON,
+    HUNYUAN_EXPERT_BYTES,
+    NETWORK_SLOWER,
+    NVLINK_FREE,
+    CostModel,
+)
 from cluster.balance.forecast import forecast
-from cluster.balance.planner import Plan, PlanLimits, plan_first, plan_next
+from cluster.balance.planner import Plan, PlanLimits, far_fetches, plan_first, plan_next
 from cluster.balance.policies.tokenyard import HISTORY
 from cluster.balance.shape import ClusterShape
 from cluster.balance.trace import LoadTrace
@@ -22,7 +29,11 @@ Ranks = Annotated[int, typer.Option("--ranks", metavar="R", help="Ranks with exp
 Slots = Annotated[int, typer.Option("--slots-per-rank", metavar="S", help="Slots of a rank, per layer.")]
 PerNode = Annotated[
     int,
-    typer.Option("--ranks-per-node", metavar="N", help="Copies of an expert go to different nodes first. 0: no nodes."),
+    typer.Option("--ranks-per-node", metavar="N", help="Experts come from the same node first. 0: all on one."),
+]
+Spread = Annotated[bool, typer.Option("--spread", help="Copies of an expert go to different nodes first.")]
+Far = Annotated[
+    float, typer.Option("--far", metavar="X", help="A fetch from another node costs X fetches from the same.")
 ]
 StepSeconds = Annotated[
     float, typer.Option("--step-seconds", metavar="S", help="A step's time in experts, all layers.")
@@ -39,6 +50,7 @@ def plan(
     slots_per_rank: Slots,
     out: Annotated[Path, typer.Option("--out", metavar="PLACEMENT.npz", help="Where the placement goes.")],
     ranks_per_node: PerNode = 0,
+    spread: Spread = False,
     current: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--current", metavar="PLACEMENT.npz", help="Go from this one, by moves that pay."),
@@ -52,10 +64,11 @@ def plan(
     expert_bytes: ExpertBytes = HUNYUAN_EXPERT_BYTES,
     bandwidth: Bandwidth = NVLINK_FREE,
     horizon: Horizon = HORIZON,
+    far: Far = NETWORK_SLOWER,
     as_json: AsJson = False,
 ) -> None:
     """Plan where experts go."""
-    cost = CostModel(step_seconds, expert_bytes, bandwidth, horizon)
+    cost = CostModel(step_seconds, expert_bytes, bandwidth, horizon, far)
     cost.check()
     if not out.resolve().parent.is_dir():
         raise UserError(f"no folder {out.resolve().parent}", "a folder that exists", "--out")
@@ -63,7 +76,7 @@ def plan(
     layers, experts = trace.loads.shape[1:]
     before = None if current is None else _current(current, ranks, slots_per_rank)
     absent = frozenset() if before is None else frozenset(np.flatnonzero(before.slot_expert[0] == ABSENT).tolist())
-    shape = ClusterShape(ranks, slots_per_rank, ranks_per_node, _dead(dead_ranks), absent=absent)
+    shape = ClusterShape(ranks, slots_per_rank, ranks_per_node, _dead(dead_ranks), absent=absent, spread=spread)
     shape.check(layers, experts)
     if not trace.loads.any():
         raise UserError("no tokens in any step", "loads of a running model", f"loads file {loads}")
@@ -75,15 +88,18 @@ def plan(
     part = out.with_name(out.name + ".part")
     made.placement.save(part)
     os.replace(part, out)
-    _tell(made, out, as_json)
+    between = 0 if before is None else int(far_fetches(before, made.placement, shape).sum())
+    _tell(made, between, out, as_json)
 
 
-def _tell(made: Plan, out: Path, as_json: bool) -> None:
+def _tell(made: Plan, between: int, out: Path, as_json: bool) -> None:
+    """between: of the moves, those from one node to another."""
     told = {
         "placement": str(out),
         "excess_before": round(float(made.before.mean()), 6),
         "excess_after": round(float(made.after.mean()), 6),
         "moves": int(made.moves.sum()),
+        "moves_between_nodes": between,
         "planner_seconds": round(made.seconds, 6),
     }
     if as_json:
@@ -91,7 +107,7 @@ def _tell(made: Plan, out: Path, as_json: bool) -> None:
         return
     print(
         f"predicted excess {100 * float(made.before.mean()):.2f} % to {100 * float(made.after.mean()):.2f} %, "
-        f"{told['moves']} experts to move, planned in {1e3 * made.seconds:.0f} ms; placement in {out}"
+        f"{told['moves']} experts to move ({between} between nodes), planned in {1e3 * made.seconds:.0f} ms; placement in {out}"
     )
 
 

@@ -15,13 +15,20 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from cluster.balance.cost import A100_STEP_SECONDS, HORIZON, HUNYUAN_EXPERT_BYTES, NVLINK_FREE, CostModel
+from cluster.balance.cost import (
+    A100_STEP_SECONDS,
+    HORIZON,
+    HUNYUAN_EXPERT_BYTES,
+    NETWORK_SLOWER,
+    NVLINK_FREE,
+    CostModel,
+)
 from cluster.balance.policies.registry import load_policy
 from cluster.balance.shape import ClusterShape
 from cluster.balance.trace import LoadTrace
 from cluster.cli import capacity
 from cluster.cli.generate import AsJson
-from cluster.cli.plan import Bandwidth, ExpertBytes, Horizon, PerNode, StepSeconds
+from cluster.cli.plan import Bandwidth, ExpertBytes, Far, Horizon, PerNode, Spread, StepSeconds
 from cluster.simulate.capacity import WEIGHT_BYTES, Load
 from cluster.simulate.members import MemberChange, check_changes, parse_changes
 from cluster.simulate.replay import Replay, ReplaySettings, replay
@@ -58,10 +65,12 @@ def simulate(
         typer.Option("--floor", metavar="N", help="Tokens that reading an expert's weights costs the split.", min=0),
     ] = 0.0,
     ranks_per_node: PerNode = 0,
+    spread: Spread = False,
     step_seconds: StepSeconds = A100_STEP_SECONDS,
     expert_bytes: ExpertBytes = HUNYUAN_EXPERT_BYTES,
     bandwidth: Bandwidth = NVLINK_FREE,
     horizon: Horizon = HORIZON,
+    far: Far = NETWORK_SLOWER,
     actors: Annotated[bool, typer.Option("--actors", help="Real actors on this machine's CPUs.")] = False,
     token_seconds: Annotated[
         float, typer.Option("--token-seconds", metavar="S", help="With --actors: an expert's time per token.", min=0)
@@ -119,12 +128,12 @@ def simulate(
     ranks = counts[0]
     if split not in ("", "exact", "even"):
         raise UserError(repr(split), "exact or even", "--split")
-    cost = CostModel(step_seconds, expert_bytes, bandwidth, horizon)
+    cost = CostModel(step_seconds, expert_bytes, bandwidth, horizon, far)
     cost.check()
     table, origin = _traffic(loads, regime, Traffic(regime or "zipf", steps, layers, experts, top_k, tokens, seed))
     experts = table.shape[2]
     slots = slots_per_rank if slots_per_rank is not None else -(-experts * 5 // (4 * max(ranks, 1)))
-    shape = ClusterShape(ranks, slots, ranks_per_node, speeds=_speeds(speeds))
+    shape = ClusterShape(ranks, slots, ranks_per_node, speeds=_speeds(speeds), spread=spread)
     shape.check(table.shape[1], experts)
     changes = parse_changes(leave, join)
     check_changes(changes, shape, table.shape[1], experts, steps if actors else len(table))
@@ -211,6 +220,7 @@ def told(one: Replay) -> dict[str, Any]:
         "makespan_ratio": round(1 + one.excess, 6),
         "excess": round(one.excess, 6),
         "experts_moved": int(one.moves.sum()),
+        "experts_moved_between_nodes": int(one.far_moves.sum()),
         "moves_per_layer": round(one.moves_per_layer, 4),
         "planner_seconds": round(float(one.planner_seconds.mean()) if len(one.planner_seconds) else 0.0, 6),
         "steps": len(one.busiest),

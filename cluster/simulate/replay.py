@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cluster.balance.cost import CostModel
 from cluster.balance.kernel import LayerPlanner
-from cluster.balance.planner import fetches
+from cluster.balance.planner import far_fetches, fetches
 from cluster.balance.policies.base import Policy, Situation
 from cluster.balance.policies.registry import ask
 from cluster.balance.shape import ClusterShape
@@ -46,7 +46,7 @@ class ReplaySettings:
 @dataclass(frozen=True, slots=True, eq=False)
 class Replay:
     """busiest, mean: float64 [T', L] tokens per scored step; rank_share: float32 [T', R] tokens of each rank over the
-    mean rank's, over all layers; moves: int64 [replans, L] experts fetched, the free plan left out; planner_seconds:
+    mean rank's, over all layers; moves: int64 [replans, L] experts fetched, the free plan left out; far_moves: of them, from another node; planner_seconds:
     [replans]; placement: the last; replicas: int64 [L, E] of it; first_step: of the scored ones."""
 
     policy: str
@@ -54,6 +54,7 @@ class Replay:
     mean: FloatArray
     rank_share: npt.NDArray[np.float32]
     moves: IntArray
+    far_moves: IntArray
     planner_seconds: FloatArray
     placement: Placement
     first_step: int
@@ -91,7 +92,7 @@ def replay(
     free = settings.start is None
     begin = settings.interval if free and steps > settings.interval else 0
     score = _Scores(steps - begin, layers, shape.ranks)
-    moves: list[IntArray] = []
+    moves: list[tuple[IntArray, IntArray]] = []
     seconds: list[float] = []
     how = settings.split or policy.split
     with ThreadPoolExecutor(max(len(os.sched_getaffinity(0)), 1)) as pool:
@@ -101,7 +102,7 @@ def replay(
             if current.ranks_used & now.dead:
                 vacated = without_ranks(current, now, (past if at else coming).mean(axis=0))
                 if not (free and at == begin):
-                    moves.append(fetches(current, vacated))
+                    moves.append((fetches(current, vacated), far_fetches(current, vacated, shape)))
                 current = vacated
             if at:
                 situation = Situation(
@@ -112,12 +113,12 @@ def replay(
                 planned = ask(policy, situation)
                 seconds.append(time.perf_counter() - started)
                 if not situation.free:
-                    moves.append(fetches(current, planned))
+                    moves.append((fetches(current, planned), far_fetches(current, planned, shape)))
                 current = planned
             score.add(at - begin, rank_times(coming, current, now, how, pool, settings.floor))
             tick(min(at + settings.interval, steps))
     return Replay(
-        policy.name, score.busiest, score.mean, score.share(), np.array(moves).reshape(len(moves), layers),
+        policy.name, score.busiest, score.mean, score.share(), *(np.array([pair[i] for pair in moves]).reshape(len(moves), layers) for i in (0, 1)),
         np.array(seconds), current, begin,
     )  # fmt: skip
 

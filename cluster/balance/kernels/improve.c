@@ -94,25 +94,38 @@ static double gain_of(state *s, const candidate *c, double wanted, const double 
     return gain - p->doubt * sqrt(variance > 0 ? variance * used : 0);
 }
 
-// Whether a copy of e on the rank would share a failure domain with another while a domain without one is left.
+// Whether a copy of e on the rank would share a node with another while a node without one is left.
 // besides: a slot of e that is about to be given up, or -1.
 static int crowds(const state *s, int e, int rank, int besides) {
     const problem *p = s->p;
-    if (!p->domain) return 0;
-    int beside = 0, free_domain = 0;
-    for (int r = 0; r < p->ranks && !free_domain; r++) {
+    if (!p->node || !p->spread) return 0;
+    int beside = 0, free_node = 0;
+    for (int r = 0; r < p->ranks && !free_node; r++) {
         int used = p->pace[r] <= 0;
         for (int c = 0; c < s->copies[e] && !used; c++) {
             int slot = s->where[e * p->ranks + c];
-            used = slot != besides && p->domain[rank_of(s, slot)] == p->domain[r];
+            used = slot != besides && p->node[rank_of(s, slot)] == p->node[r];
         }
-        free_domain = !used;
+        free_node = !used;
     }
     for (int c = 0; c < s->copies[e]; c++) {
         int slot = s->where[e * p->ranks + c];
-        beside |= slot != besides && p->domain[rank_of(s, slot)] == p->domain[rank];
+        beside |= slot != besides && p->node[rank_of(s, slot)] == p->node[rank];
     }
-    return beside && free_domain;
+    return beside && free_node;
+}
+
+// What a change must bring: every expert that comes to a rank is fetched, from its own node or from another.
+static double price_of(const state *s, const candidate *c) {
+    const problem *p = s->p;
+    double price = 0;
+    for (int i = 0; i < c->count; i++) {
+        int e = c->change[i].expert, rank = rank_of(s, c->change[i].slot), near = !p->node;
+        for (int k = 0; k < s->copies[e] && !near; k++)
+            near = p->node[rank_of(s, s->where[e * p->ranks + k])] == p->node[rank];
+        price += near ? p->price : p->far_price;
+    }
+    return price;
 }
 
 static void keep_best(candidate *best, int *count, int room, const candidate *one) {
@@ -187,7 +200,7 @@ static int list_candidates(state *s, const double *promise, int worst, candidate
             if (f == ABSENT) continue;
             if (f == EMPTY || s->copies[f] > 1) {
                 candidate c = {0, 1, {{slot, e}, {0, 0}}};
-                c.promise = scout(s, &c, worst) - p->price;
+                c.promise = scout(s, &c, worst) - price_of(s, &c);
                 if (c.promise > 0) keep_best(best, &count, room, &c);
             }
             for (int k = 0; k < s->copies[e]; k++) {  // exchange the contents of two slots
@@ -195,7 +208,7 @@ static int list_candidates(state *s, const double *promise, int worst, candidate
                 if (f == EMPTY || holds(s, f, rank_of(s, from)) || crowds(s, f, rank_of(s, from), slot)) continue;
                 if (carried(s, slot) >= carried(s, from)) continue;
                 candidate c = {0, 2, {{slot, e}, {from, f}}};
-                c.promise = scout(s, &c, worst) - 2 * p->price;
+                c.promise = scout(s, &c, worst) - price_of(s, &c);
                 if (c.promise > 0) keep_best(best, &count, room, &c);
             }
         }
@@ -221,7 +234,7 @@ static int improve(state *s, int max_moves, int64_t until, double *promise, doub
         double best_gain = 0;
         for (int i = 0; i < count; i++) {
             if (moves + list[i].count > max_moves) continue;
-            double gain = gain_of(s, &list[i], best_gain + p->price * list[i].count, hope) - p->price * list[i].count;
+            double price = price_of(s, &list[i]), gain = gain_of(s, &list[i], best_gain + price, hope) - price;
             if (gain > best_gain) best_gain = gain, best = i;
             if (now() > until) break;
         }

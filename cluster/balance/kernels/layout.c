@@ -29,7 +29,7 @@ static void sink(item *heap, int n, int i) {
 }
 
 // A full layout: copies where tokens per copy are most, then the heaviest copy onto the rank that is least busy, has
-// room and no copy of it (nor a rank of its domain, while there is a choice). load: [experts]. Slots that are not
+// room and no copy of it (with spread, nor a rank of its node, while there is a choice). load: [experts]. Slots that are not
 // ABSENT are filled. Returns 0, or -1 when some expert found no slot or memory ran out.
 int tokenyard_layout(const problem *p, int16_t *held) {
     int E = p->experts, R = p->ranks, S = p->slots_per_rank, room = 0, alive = 0;
@@ -69,9 +69,9 @@ int tokenyard_layout(const problem *p, int16_t *held) {
             if (!free_slots[r] || (best_class == 0 && time[r] >= time[best])) continue;
             int class = 0;
             for (int k = r * S; k < r * S + S && class < 2; k++) class = held[k] == e ? 2 : 0;
-            if (!class && p->domain)
+            if (!class && p->node && p->spread)
                 for (int q = 0; q < R && !class; q++)
-                    if (q != r && p->domain[q] == p->domain[r])
+                    if (q != r && p->node[q] == p->node[r])
                         for (int k = q * S; k < q * S + S && !class; k++) class = held[k] == e;
             if (class < best_class || (class == best_class && time[r] < time[best])) best = r, best_class = class;
         }

@@ -15,11 +15,13 @@ typedef struct {
     const double *load;     // [rows, experts] tokens; the last row is the mean of the others, with weight 0
     const double *weight;   // [rows], adding up to 1
     const double *pace;     // [ranks] 1 / relative speed; 0: a dead rank
-    const int32_t *domain;  // [ranks] failure domain, or NULL: copies of an expert go to different ones first
+    const int32_t *node;    // [ranks], or NULL where all share one
     double price;           // tokens of the slowest rank that a move must bring
+    double far_price;       // the same, where no rank of the node holds the expert
     double doubt;           // standard errors that are taken off a gain first
     int32_t max_moves;
     int32_t tried;          // candidates solved in full for a move
+    int32_t spread;         // copies of an expert go to different nodes first
     int64_t nanoseconds;    // stop looking for moves after this
 } problem;
 

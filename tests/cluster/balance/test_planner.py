@@ -11,7 +11,16 @@ from scipy.optimize import LinearConstraint, milp
 from cluster.balance.cost import CostModel
 from cluster.balance.forecast import Rows, rows_of
 from cluster.balance.kernel import LayerPlanner
-from cluster.balance.planner import PlanLimits, fetches, greedy_layout, held_by_rank, plan_first, plan_next, repaired
+from cluster.balance.planner import (
+    PlanLimits,
+    far_fetches,
+    fetches,
+    greedy_layout,
+    held_by_rank,
+    plan_first,
+    plan_next,
+    repaired,
+)
 from cluster.balance.policies.base import Situation
 from cluster.balance.policies.eplb import replicas
 from cluster.balance.policies.registry import POLICIES, ask, load_policy
@@ -110,7 +119,7 @@ def test_what_the_planner_sees_is_what_the_split_does(made: tuple[Rows, ClusterS
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 4]))
 def test_copies_go_to_different_nodes_while_there_is_a_choice(seed: int, per_node: int) -> None:
     rng = np.random.default_rng(seed)
-    shape = ClusterShape(8, 5, per_node)
+    shape = ClusterShape(8, 5, per_node, spread=True)
     load = rng.pareto(1.0, (1, 24)) * 100
     table = greedy_layout(load, shape)[0].reshape(8, 5)
     nodes = 8 // per_node
@@ -226,3 +235,24 @@ def test_a_rank_that_joins_with_nothing_is_filled() -> None:
     after = plan_next(rows, shape, placement, FREE, PlanLimits(layer_seconds=1.0)).placement
     assert 2 in after.ranks_used
     assert predicted_excess(rows, after, shape) < 0.03
+
+
+def test_experts_come_from_the_same_node_where_that_does_as_well() -> None:
+    rng = np.random.default_rng(1)
+    shape = ClusterShape(8, 10, ranks_per_node=4)
+    current = Placement.first(1, 64, 8, 10)
+    near = far = both = 0
+    for _ in range(12):
+        loads = rng.poisson(200 * rng.dirichlet(np.full(64, 1.5)) * 64, (20, 1, 64))
+        dear = replace(CostModel(expert_bytes=2e7), far=40.0)
+        for cost in (dear, replace(dear, far=1.0)):
+            after = plan_next(rows_of(loads), shape, current, cost, PlanLimits(layer_seconds=1.0)).placement
+            moved, between = int(fetches(current, after).sum()), int(far_fetches(current, after, shape).sum())
+            assert 0 <= between <= moved
+            if cost is dear:
+                near, both = near + between, both + moved
+            else:
+                far += between
+    assert both > 0, "moves within a node still pay"
+    assert near < 0.5 * far
+    assert int(far_fetches(current, current, shape).sum()) == 0
