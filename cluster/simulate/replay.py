@@ -46,8 +46,9 @@ class ReplaySettings:
 @dataclass(frozen=True, slots=True, eq=False)
 class Replay:
     """busiest, mean: float64 [T', L] tokens per scored step; rank_share: float32 [T', R] tokens of each rank over the
-    mean rank's, over all layers; moves: int64 [replans, L] experts fetched, the free plan left out; far_moves: of them, from another node; planner_seconds:
-    [replans]; placement: the last; replicas: int64 [L, E] of it; first_step: of the scored ones."""
+    mean rank's, over all layers; moves, far_moves: int64 [replans, L] experts fetched, and those of them from another node,
+    the free plan left out; planner_seconds: [replans]; placement: the last; replicas: int64 [L, E] of it; first_step: of
+    the scored ones."""
 
     policy: str
     busiest: FloatArray
@@ -117,8 +118,9 @@ def replay(
                 current = planned
             score.add(at - begin, rank_times(coming, current, now, how, pool, settings.floor))
             tick(min(at + settings.interval, steps))
+    fetched = np.array(moves, dtype=np.int64).reshape(len(moves), 2, layers)
     return Replay(
-        policy.name, score.busiest, score.mean, score.share(), *(np.array([pair[i] for pair in moves]).reshape(len(moves), layers) for i in (0, 1)),
+        policy.name, score.busiest, score.mean, score.share(), fetched[:, 0], fetched[:, 1],
         np.array(seconds), current, begin,
     )  # fmt: skip
 
