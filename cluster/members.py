@@ -25,9 +25,7 @@ async def change_members(running: Sequence[RankHandle], joining: Sequence[RankHa
     """
     staying = [handle for handle in running if record.membership.seats(handle.seat.rank)]
     members = [*staying, *joining]
-    for handle in staying:
-        if handle.seat.runs_attention:
-            await handle.actor.meet.remote([other.actor for other in members if other is not handle])
+    await _introduce(staying, [*running, *joining])  # who leaves is rung until it has had its last header
     calls = [handle.actor.prepare.remote(record) for handle in running]
     calls += [handle.actor.join.remote(record) for handle in joining]
     done = asyncio.gather(*calls, return_exceptions=True)
@@ -43,6 +41,14 @@ async def change_members(running: Sequence[RankHandle], joining: Sequence[RankHa
         await asyncio.wait_for(_entered(members, record.membership.epoch), _ENTER_SECONDS)
     except TimeoutError:
         raise ChangeFailed(f"no step of epoch {record.membership.epoch} began in {_ENTER_SECONDS:.0f} s") from None
+    await _introduce(staying, members)
+
+
+async def _introduce(staying: Sequence[RankHandle], to: Sequence[RankHandle]) -> None:
+    """Tell ranks that bring tokens whose bells to ring."""
+    for handle in staying:
+        if handle.seat.runs_attention:
+            await handle.actor.meet.remote([other.actor for other in to if other is not handle])
 
 
 async def _entered(members: Sequence[RankHandle], epoch: int) -> None:

@@ -62,11 +62,12 @@ class Elastic:
         await asyncio.gather(*(asyncio.to_thread(one) for one in work))
         if joining is not None:
             self._start(joining)
-        self.cluster.seats[:] = after.values()  # whose bells are rung
+        self.cluster.seats[:] = (after | self.seats).values()  # whose bells are rung
         while any(seat.exchange is None or seat.exchange.epoch < epoch for seat in after.values()):
             self.cluster.engines[0].nudge()
             await asyncio.sleep(0.01)
         self.seats = after
+        self.cluster.seats[:] = after.values()
         await self.balancer.meet(epoch, self._ports())
 
     def _start(self, seat: RankSeat) -> None:
@@ -127,3 +128,19 @@ def test_a_rank_leaves_and_joins_under_load_and_answers_stay(topology: str, fold
         assert epochs == set(range(1, 8)), "steps of every epoch were counted"
         tokens = [np.array([row.mean for row in elastic.balancer.counted if row.epoch == e]).sum() for e in epochs]
         assert all(tokens)
+
+
+def test_members_change_while_nobody_has_tokens(folder: Path) -> None:
+    with running(folder, "1+2", num_redundant_experts=16) as cluster:
+        quiet = cluster.complete(requests(1))
+        elastic = Elastic(cluster)
+
+        async def idle() -> None:
+            for _ in range(4):
+                await asyncio.sleep(0.1)  # all sleep by now
+                await asyncio.wait_for(elastic.release(1), 10)
+                await asyncio.sleep(0.1)
+                await asyncio.wait_for(elastic.admit(1), 10)
+
+        asyncio.run(idle())
+        assert cluster.complete(renamed(requests(1), "b")) == quiet

@@ -1,6 +1,7 @@
 """Real actors: a rank's process leaves and another takes its seat while clients stream; no token changes."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -72,4 +73,7 @@ def test_a_rank_is_exchanged_under_streams(start_cluster: Starter) -> None:
         slots = list(placement.slot_expert)
         width = placement.slots_per_rank
         assert any(expert >= 0 for expert in slots[width : 2 * width]), "the new process got experts"
+        time.sleep(0.5)  # idle ranks sleep, and are woken for their last step
+        ray.get(supervisor.release.remote(0), timeout=20)
+        assert client.status()["state"] == "ready"
         assert answer(QUESTIONS[0]) == quiet[QUESTIONS[0]]
