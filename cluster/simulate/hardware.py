@@ -1,7 +1,8 @@
 """Hardware profiles for capacity: what a rank's device, its node and the network between nodes can do, with sources.
 
-Peak figures are from data sheets; what share of them is reached is a field of its own. Latencies and shares are our
-estimates unless a source is named.
+Peak figures are from data sheets; what share of them is reached is a field of its own. The share of memory bandwidth and
+the latency of a layer were chosen once, on Tencent's figures for Hunyuan-A13B with vLLM on four H20 (README of
+Hunyuan-A13B-Instruct); those on two and eight GPUs were kept to check them by. The other shares are our estimates.
 """
 
 from dataclasses import dataclass
@@ -28,11 +29,11 @@ class Hardware:
     network: float
     source: str
     mfu: float = 0.5
-    memory_share: float = 0.8
+    memory_share: float = 0.65
     network_share: float = 0.7
     link_latency: float = 12e-6
     network_latency: float = 30e-6
-    layer_latency: float = 20e-6  # kernels of a layer that only wait to be started
+    layer_latency: float = 45e-6  # kernels of a layer that only wait to be started
 
     @property
     def work(self) -> float:
@@ -53,6 +54,10 @@ PROFILES = (
     Hardware(
         "h100-80g", 989e12, 3350 * _GB, 80 * _GB, 8, 450 * _GB, 50 * _GB,
         "NVIDIA H100 SXM data sheet (989 TFLOP/s bf16 dense, 3.35 TB/s, NVLink 900 GB/s both ways); DGX H100: 400 Gb/s a GPU",
+    ),
+    Hardware(
+        "h20", 148e12, 4000 * _GB, 96 * _GB, 8, 450 * _GB, 50 * _GB,
+        "NVIDIA H20: 148 TFLOP/s bf16 dense, 4.0 TB/s, 96 GB, NVLink 900 GB/s both ways; 400 Gb/s a GPU",
     ),
     Hardware(
         "h200", 989e12, 4800 * _GB, 141 * _GB, 8, 450 * _GB, 50 * _GB,

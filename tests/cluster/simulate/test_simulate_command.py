@@ -144,6 +144,17 @@ def test_wrong_shapes_are_one_line(words: list[str], told: str, loads: Path, tmp
         (["nowhere.npz"], "no such file"),
         (["nowhere.npz", "--regime", "zipf"], "one of them"),
         (["--report", "/nowhere/r.html"], "a folder that exists"),
+        (["--leave", "3"], "--leave: found '3', expected RANK@STEP, as in 3@100"),
+        (["--join", "-1@5"], "RANK@STEP"),
+        (["--leave", "8@100"], "ranks 0 to 7"),
+        (["--leave", "2@0"], "steps 1 to 499"),
+        (["--leave", "2@500"], "steps 1 to 499"),
+        (["--leave", "2@100", "--leave", "2@200"], "the other change first"),
+        (["--slots-per-rank", "8", "--leave", "2@100"], "56 slots on 7 live ranks"),
+        (["--speeds", "1,2"], "8 numbers above 0"),
+        (["--speeds", "1,1,1,1,1,1,1,0"], "8 numbers above 0"),
+        (["--speeds", "fast"], "numbers, as in"),
+        (["--far", "0"], "above 0"),
     ],
 )
 def test_wrong_simulations_are_one_line(words: list[str], told: str) -> None:
@@ -162,3 +173,30 @@ def test_a_placement_of_another_shape_or_without_an_expert(loads: Path, tmp_path
     done = run("plan", loads, "--ranks", 4, "--slots-per-rank", 4, "--current", gap, "--out", tmp_path / "o.npz")
     assert done.returncode == 2
     assert "no slot for expert 11" in done.stderr
+
+
+def test_ranks_leave_join_and_differ_in_simulations() -> None:
+    base = [
+        "simulate",
+        "--regime",
+        "zipf",
+        *MADE,
+        "--ranks",
+        4,
+        "--slots-per-rank",
+        6,
+        "--policy",
+        "tokenyard",
+        "--json",
+    ]
+    whole, away, joined, slow = (
+        json.loads(run(*base, *more).stdout)
+        for more in ([], ["--leave", "1@30"], ["--join", "1@30"], ["--speeds", "1,1,1,0.5"])
+    )
+    assert whole["experts_moved"] < away["experts_moved"], "what the rank held went elsewhere"
+    assert whole["experts_moved"] < joined["experts_moved"], "the new rank got experts"
+    assert joined["excess"] < 1, "who is away does not count as an idle rank"
+    assert slow["excess"] < 0.1, "the excess is that of the ranks' time"
+    near = json.loads(run(*base, "--ranks-per-node", 2).stdout)
+    assert 0 <= near["experts_moved_between_nodes"] <= near["experts_moved"]
+    assert whole["experts_moved_between_nodes"] == 0
