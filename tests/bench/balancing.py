@@ -97,12 +97,15 @@ def serve(eplb: bool) -> dict[str, object]:
                 out[task] = {
                     "answers": len(answers),
                     "steps": len(rows),
-                    "excess": {k: round(sum(r[1] for r in v) / sum(r[2] for r in v) - 1, 4) for k, v in parts.items()},
+                    "excess": {
+                        k: round(sum(r.busiest for r in v) / sum(r.mean for r in v) - 1, 4) for k, v in parts.items()
+                    },
                     "gap p50 ms": round(1e3 * gaps[len(gaps) // 2], 1),
                     "gap p99 ms": round(1e3 * gaps[int(len(gaps) * 0.99)], 1),
                     "longest gap ms": round(1e3 * gaps[-1], 1),
                 }
             status = client.status(events=True)
+            out["speeds"] = [event["text"] for event in status["events"] if event["kind"] == "speeds"]
             out["experts moved"], out["rebalances"] = status["experts_moved"], status["rebalances"]
             moved = [
                 re.search(r"([\d.]+) MB, in ([\d.]+) s", e["text"]) for e in status["events"] if e["kind"] == "moved"
@@ -113,7 +116,7 @@ def serve(eplb: bool) -> dict[str, object]:
             out["answers compared"] = len(again)
             out["changed tokens"] = sum(a != b for q in again for a, b in zip(again[q], kept[q], strict=True))
             rows = ray.get(cluster.supervisor.counted.remote())
-            out["excess of all steps"] = round(sum(r[1] for r in rows) / sum(r[2] for r in rows) - 1, 4)
+            out["excess of all steps"] = round(sum(r.busiest for r in rows) / sum(r.mean for r in rows) - 1, 4)
     finally:
         cluster.stop()
     out["the same, by simulating the recorded trace"] = round(predicted(trace, eplb), 4)
