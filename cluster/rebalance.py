@@ -163,9 +163,14 @@ class Balancer:
         """Epoch `epoch` runs, of these members; call it with `quiet` held, before the processes of those that left end."""
         experts = [port for port in ports if port.holds]
         last, self._collector = self._collector, self._new_collector(epoch, ports)
-        everyone = {port.rank: port for port in (*self._experts, *experts)}
-        await self._look(list(everyone.values()), [last, self._collector])
-        for rank in {port.rank for port in experts} - {port.rank for port in self._experts}:
+        members = {port.rank for port in experts}
+        leaving = [port for port in self._experts if port.rank not in members]
+        try:
+            await self._look(leaving, [last])
+        except Exception as error:  # who left may be gone already
+            log.warning("the last loads of a rank that left are not counted: %s", error)
+        await self._look(experts, [last, self._collector])
+        for rank in members - {port.rank for port in self._experts}:
             self._speeds.forget(rank)
         self._experts = experts
         self._mover.meet(ports)

@@ -66,10 +66,15 @@ class StatusBook:
         self._weighted = 0.0  # balancedness times tokens, and tokens, since the start
         self._tokens = 0
 
+    def _begun(self, rank: int, loads: IntArray) -> IntArray:
+        """Totals of a rank when the window began; 0 for one whose process is a new one since."""
+        before = self._before.get(rank)
+        return np.zeros_like(loads) if before is None or (loads < before).any() else before
+
     def look(self, views: Sequence[RankView]) -> None:
         """Take in the ranks' running totals."""
         now = {view.member.rank: view.loads for view in views if view.loads is not None}
-        window = {rank: loads - self._before.get(rank, np.zeros_like(loads)) for rank, loads in now.items()}
+        window = {rank: loads - self._begun(rank, loads) for rank, loads in now.items()}
         tokens = int(sum(loads.sum() for loads in window.values()))
         if not tokens:
             return

@@ -109,12 +109,12 @@ class CollectiveExchange(Exchange):
     def offer_epoch(self, membership: Membership, group: Group | None) -> None:
         """This rank is ready for the next epoch: from the first step on that all members are ready for it, steps run in it.
 
-        group: this rank's end of it; None: it is no member, and its last header says stop. Callable from any thread;
-        not while a placement is on offer that is not in use.
+        group: this rank's end of it; None: it is no member, and its last header says stop. An epoch offered before and not
+        entered is forgotten. Callable from any thread; not while a placement is on offer that is not in use.
         """
         own = None if group is None else GuardedGroup(group, membership, self.counters)
+        self.drop_epoch()
         with self._lock:
-            assert self._next is None, f"epoch {self._next and self._next.membership.epoch} is on offer already"
             assert membership.epoch > self.epoch, (membership.epoch, self.epoch)
             self._next = _Next(membership, own)
 
@@ -127,7 +127,8 @@ class CollectiveExchange(Exchange):
 
     def open_step(self, wish: StepWish) -> StepHeader:
         rows = self._gather(wish)
-        if all(row.ready > self.epoch for row in rows) and not any(row.stop for row in rows):
+        ready = {row.ready for row in rows}
+        if len(ready) == 1 and ready != {self.epoch} and not any(row.stop for row in rows):
             last = self._group
             if not self._enter_next():
                 return self._left()

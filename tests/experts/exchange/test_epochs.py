@@ -183,3 +183,14 @@ def test_a_stop_comes_before_a_change(nodes: list[Node]) -> None:
     together(*(lambda node=node: node.offer(after) for node in nodes))
     headers = together(nodes[0].step, nodes[1].step, nodes[2].step, lambda: nodes[3].step(StepWish(stop=True)))
     assert {(h.epoch, h.stop) for h in headers} == {(1, True)}
+
+
+def test_an_epoch_that_was_given_up_is_not_mixed_with_the_next(nodes: list[Node]) -> None:
+    given_up, after = membership(2, 0, 2, 3), membership(3, 0, 2, 3)
+    nodes[1].offer(given_up)  # and was never told to forget it
+    together(*(lambda node=node: node.offer(after) for node in (nodes[0], nodes[2], nodes[3])))
+    assert {h.epoch for h in together(*(node.step for node in nodes))} == {1}
+    nodes[1].offer(after)
+    headers = together(*(node.step for node in nodes))
+    assert {h.epoch for h in (headers[0], headers[2], headers[3])} == {3}
+    assert headers[1].stop
