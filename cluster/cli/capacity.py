@@ -9,13 +9,13 @@ from rich.table import Table
 
 from cluster.simulate.capacity import Load, Prediction, floor_tokens, predict
 from cluster.simulate.hardware import hardware
-from router_svc.models.registry import load_spec
+from cluster.simulate.sizes import load_sizes
 
 
 def run(name: str, model: Path, ranks: list[int], load: Load, as_json: bool) -> None:
     """Predict a model's step on each number of ranks."""
-    machine, spec = hardware(name), load_spec(model)
-    rows = [predict(spec, machine, count, load) for count in ranks]
+    machine, sizes = hardware(name), load_sizes(model)
+    rows = [predict(sizes, machine, count, load) for count in ranks]
     if as_json:
         for row in rows:
             print(json.dumps({"hardware": name, "model": str(model), "tokens": load.tokens, **row.told()}))

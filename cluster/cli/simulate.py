@@ -29,7 +29,8 @@ from cluster.balance.trace import LoadTrace
 from cluster.cli import capacity
 from cluster.cli.generate import AsJson
 from cluster.cli.plan import Bandwidth, ExpertBytes, Far, Horizon, PerNode, Spread, StepSeconds
-from cluster.simulate.capacity import WEIGHT_BYTES, Load
+from cluster.simulate.capacity import Load
+from cluster.simulate.exchange import EXCHANGES
 from cluster.simulate.members import MemberChange, check_changes, parse_changes
 from cluster.simulate.replay import Replay, ReplaySettings, replay
 from cluster.simulate.report import html_report
@@ -96,7 +97,7 @@ def simulate(
         int, typer.Option("--context", metavar="C", help="With --hardware: tokens in the cache.", min=1)
     ] = 2048,
     weights: Annotated[
-        str, typer.Option("--weights", metavar="bfloat16|int8|int4", help="With --hardware.")
+        str, typer.Option("--weights", metavar="bfloat16|fp8|int8|int4", help="With --hardware.")
     ] = "bfloat16",
     attention_ranks: Annotated[
         int, typer.Option("--attention-ranks", metavar="A", help="With --hardware: 0 = each rank holds both.", min=0)
@@ -105,6 +106,15 @@ def simulate(
         float, typer.Option("--excess", metavar="X", help="With --hardware: busiest over mean, less 1.", min=0)
     ] = 0.02,
     prefill: Annotated[bool, typer.Option("--prefill", help="With --hardware: the tokens are of prompts.")] = False,
+    shards: Annotated[
+        int, typer.Option("--shards", metavar="T", help="With --hardware: ranks that split attention.", min=1)
+    ] = 1,
+    exchange: Annotated[
+        str, typer.Option("--exchange", metavar="|".join(EXCHANGES), help="With --hardware: how rows travel.")
+    ] = "bf16",
+    overlap: Annotated[
+        bool, typer.Option("--overlap", help="With --hardware: half a batch travels while the other is computed.")
+    ] = False,
     report: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--report", metavar="FILE.html", help="One page with plots."),
@@ -119,7 +129,18 @@ def simulate(
             hardware,
             model,
             counts,
-            Load(tokens, context, weights, slots_per_rank or 0, excess, attention_ranks, prefill),
+            Load(
+                tokens,
+                context,
+                weights,
+                slots_per_rank or 0,
+                excess,
+                attention_ranks,
+                prefill,
+                shards,
+                exchange,
+                overlap,
+            ),
             as_json,
         )
         return
@@ -205,8 +226,6 @@ def _speeds(text: str) -> tuple[float, ...]:
 
 
 def _capacity(name: str, model: Path | None, ranks: list[int], load: Load, as_json: bool) -> None:
-    if load.weights not in WEIGHT_BYTES:
-        raise UserError(repr(load.weights), f"one of {', '.join(WEIGHT_BYTES)}", "--weights")
     if model is None:
         raise UserError("no --model", "a folder with config.json", "--hardware")
     capacity.run(name, model, ranks, load, as_json)

@@ -1,29 +1,34 @@
 """Capacity: predicted step time, tokens/s and memory of a model on so many ranks, and what limits them. Arithmetic only.
 
-Every rank holds attention and experts (colocated), or attention has ranks of its own. A step's parts follow one
-another: attention, dispatch, experts, combine, layer by layer; nothing overlaps, as in the engine today.
+Every rank holds attention and experts (colocated), or attention has ranks of its own. A step's parts follow one another:
+attention, dispatch, experts, combine, layer by layer, as in the engine today. With `overlap`, half of the tokens is on
+the wire while the other half is computed. What the engine does not do (overlap, shards, other exchanges, MLA) is here to
+compare the model with published figures of engines that do.
 Shape letters: B tokens of a step, R expert ranks, A attention ranks, E experts, K top-k, H hidden.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from cluster.simulate.exchange import EXCHANGES, exchanged
 from cluster.simulate.hardware import Hardware
+from cluster.simulate.sizes import Sizes
 from experts.errors import UserError
-from router_svc.models.spec import ModelSpec, attention_parameters
 
-WEIGHT_BYTES = {"bfloat16": 2.0, "int8": 1.03, "int4": 0.53}  # scales of groups of 128 in it
-_ACTIVATION = 2.0  # bytes, bf16 on the wire and in the cache
-_PAIR = 6.0  # bytes of a (slot, weight) pair
+# Scales are in it: of groups of 128 weights, for fp8 of squares of 128 x 128.
+WEIGHT_BYTES = {"bfloat16": 2.0, "fp8": 1.0, "int8": 1.03, "int4": 0.53}
+_ACTIVATION = 2.0  # bytes, bf16 in the cache and between shards
+_HIDDEN = 0.55  # of the shorter of work and wire, where they overlap; from one decode figure, see docs/balancing.md
 _BUFFERS = 2e9  # bytes of a rank beside weights and cache: runtime, workspace, staging
 MOST_RANKS = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """tokens: B of a decode step over all ranks; context: tokens of each sequence in the cache; weights: a key of
+    """tokens: B of a step over all ranks; context: tokens of each sequence in the cache; weights: a key of
     WEIGHT_BYTES; slots: of a rank per layer, 0 = just enough; excess: busiest rank over the mean, minus 1;
-    attention_ranks: 0 = every rank holds both; prefill: the tokens are of prompts."""
+    attention_ranks: 0 = every rank holds both; prefill: the tokens are of prompts; shards: ranks of a node that split
+    attention's weights and heads (tensor parallel); exchange: a key of EXCHANGES; overlap: of two half batches."""
 
     tokens: int
     context: int = 2048
@@ -32,6 +37,9 @@ class Load:
     excess: float = 0.02
     attention_ranks: int = 0
     prefill: bool = False
+    shards: int = 1
+    exchange: str = "bf16"
+    overlap: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +63,41 @@ class Prediction:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Seconds of one batch. network: bytes on the wire; collectives: their latency; kernels: the layers' small ones."""
+
+    read: float
+    compute: float
+    attention: float
+    network: float
+    collectives: float
+    kernels: float
+
+    @property
+    def work(self) -> float:
+        return max(self.read, self.compute) + self.attention + self.kernels
+
+    @property
+    def wire(self) -> float:
+        return self.network + self.collectives
+
+
 def floor_tokens(machine: Hardware, weights: str = "bfloat16") -> float:
     """Tokens whose computing takes as long as reading an expert's weights: the split's floor."""
-    return machine.work / 2 / (machine.reading / WEIGHT_BYTES[weights])
+    return machine.work_on(weights) / 2 / (machine.reading / WEIGHT_BYTES[weights])
 
 
-def predict(spec: ModelSpec, machine: Hardware, ranks: int, load: Load) -> Prediction:
+def predict(sizes: Sizes, machine: Hardware, ranks: int, load: Load) -> Prediction:
     """One step of `load` on `ranks` expert ranks. Raises UserError for a shape that can't be."""
-    if not 1 <= ranks <= MOST_RANKS:
-        raise UserError(str(ranks), f"1 to {MOST_RANKS} ranks", "--ranks")
-    slots = load.slots or -(-spec.experts.experts // ranks)
-    if slots * ranks < spec.experts.experts:
-        raise UserError(
-            f"{slots * ranks} slots", f"at least {spec.experts.experts} (one per expert)", "--slots-per-rank"
-        )
-    read, compute = _experts(spec, machine, ranks, load)
-    attention = _attention(spec, machine, ranks, load)
-    network, latency = _network(spec, machine, ranks, load)
-    experts = max(read, compute)
-    step = experts + attention + network + latency
-    memory = _memory(spec, ranks, slots, load)
+    slots = load.slots or -(-sizes.experts // max(ranks, 1))
+    _check(sizes, machine, ranks, slots, load)
+    batches = 2 if load.overlap else 1
+    one = _parts(sizes, machine, ranks, replace(load, tokens=-(-load.tokens // batches)))
+    hidden = _HIDDEN * min(one.work, one.wire) if load.overlap else 0.0
+    step = batches * (one.work + one.wire - hidden)
+    read, compute, attention = batches * one.read, batches * one.compute, batches * one.attention
+    network, latency = batches * one.network, batches * (one.collectives + one.kernels)
     parts = {
         "reading expert weights": read if read >= compute else 0.0,
         "computing experts": compute if compute > read else 0.0,
@@ -82,6 +105,7 @@ def predict(spec: ModelSpec, machine: Hardware, ranks: int, load: Load) -> Predi
         "dispatch and combine": network,
         "latency of collectives and kernels": latency,
     }
+    memory = _memory(sizes, ranks, slots, load)
     fits = memory <= machine.memory
     missing = f"memory: {memory / 1e9:.0f} GB a rank, {machine.memory / 1e9:.0f} there"
     limit = max(parts, key=lambda name: parts[name]) if fits else missing
@@ -90,68 +114,84 @@ def predict(spec: ModelSpec, machine: Hardware, ranks: int, load: Load) -> Predi
     )  # fmt: skip
 
 
-def active_share(spec: ModelSpec, tokens: int) -> float:
+def active_share(sizes: Sizes, tokens: int) -> float:
     """Expected share of a layer's experts that B tokens touch, when all are picked alike."""
-    return 1 - (1 - spec.experts.top_k / spec.experts.experts) ** tokens
+    return 1 - (1 - sizes.top_k / sizes.experts) ** tokens
 
 
-def ranks_hit(ranks: int, top_k: int) -> float:
-    """Expected distinct ranks among the K picks of a token."""
-    return ranks * (1 - (1 - 1 / ranks) ** top_k)
+def _check(sizes: Sizes, machine: Hardware, ranks: int, slots: int, load: Load) -> None:
+    if not 1 <= ranks <= MOST_RANKS:
+        raise UserError(str(ranks), f"1 to {MOST_RANKS} ranks", "--ranks")
+    if slots * ranks < sizes.experts:
+        raise UserError(f"{slots * ranks} slots", f"at least {sizes.experts} (one per expert)", "--slots-per-rank")
+    if load.weights not in WEIGHT_BYTES:
+        raise UserError(repr(load.weights), f"one of {', '.join(WEIGHT_BYTES)}", "--weights")
+    if load.exchange not in EXCHANGES:
+        raise UserError(repr(load.exchange), f"one of {', '.join(EXCHANGES)}", "--exchange")
+    holders = load.attention_ranks or ranks
+    if not 1 <= load.shards <= machine.ranks_per_node or holders % load.shards:
+        most = f"1 to {machine.ranks_per_node} (a node) that divide {holders} ranks"
+        raise UserError(f"{load.shards} shards", most, "--shards")
 
 
-def _experts(spec: ModelSpec, machine: Hardware, ranks: int, load: Load) -> tuple[float, float]:
+def _parts(sizes: Sizes, machine: Hardware, ranks: int, load: Load) -> _Parts:
+    """Seconds of one batch of load.tokens."""
+    read, compute = _experts(sizes, machine, ranks, load)
+    network, collectives = _network(sizes, machine, ranks, load)
+    kernels = machine.layer_latency * sizes.moe_layers
+    return _Parts(read, compute, _attention(sizes, machine, ranks, load), network, collectives, kernels)
+
+
+def _experts(sizes: Sizes, machine: Hardware, ranks: int, load: Load) -> tuple[float, float]:
     """Seconds of (reading, computing) on the busiest rank, over all layers; the longer of them is the time."""
-    experts = spec.experts
-    one = experts.parameters_per_expert
-    active = experts.experts / ranks * active_share(spec, load.tokens)
-    read = active * one * WEIGHT_BYTES[load.weights] / machine.reading
-    pairs = load.tokens * experts.top_k / ranks
-    compute = pairs * 2 * one / machine.work
-    return (1 + load.excess) * read * experts.moe_layers, (1 + load.excess) * compute * experts.moe_layers
+    active = sizes.experts / ranks * active_share(sizes, load.tokens)
+    read = active * sizes.expert * WEIGHT_BYTES[load.weights] / machine.reading
+    pairs = load.tokens * sizes.top_k / ranks
+    compute = pairs * 2 * sizes.expert / machine.work_on(load.weights)
+    return (1 + load.excess) * read * sizes.moe_layers, (1 + load.excess) * compute * sizes.moe_layers
 
 
-def _attention(spec: ModelSpec, machine: Hardware, ranks: int, load: Load) -> float:
+def _attention(sizes: Sizes, machine: Hardware, ranks: int, load: Load) -> float:
     """Seconds of attention, norms, gates, shared experts and the head on one attention rank."""
-    own = load.tokens / (load.attention_ranks or ranks)
-    parameters = attention_parameters(spec)
-    cache = 2 * spec.layers * spec.kv_heads * spec.head_dim * _ACTIVATION
-    sequences = own if not load.prefill else max(own / load.context, 1)
-    read = (parameters * WEIGHT_BYTES[load.weights] + sequences * load.context * cache) / machine.reading
-    seen = load.context if not load.prefill else load.context / 2
-    scores = 4 * own * seen * spec.heads * spec.head_dim * spec.layers
-    return max(read, (2 * own * parameters + scores) / machine.work)
+    own = load.tokens / (load.attention_ranks or ranks)  # of a rank; shards hold a part of more tokens' heads
+    weights = sizes.attention / load.shards * WEIGHT_BYTES[load.weights]
+    read = (weights + _cached(sizes, own, load)) / machine.reading
+    seen, scores = (load.context / 2, sizes.prompt_scores) if load.prefill else (load.context, sizes.scores)
+    products = 2 * own * sizes.attention / machine.work_on(load.weights)
+    return max(read, products + own * seen * scores / machine.work)
 
 
-def _network(spec: ModelSpec, machine: Hardware, ranks: int, load: Load) -> tuple[float, float]:
-    """Seconds of (bytes on the wire, latency) of dispatch and combine over all layers."""
-    layers, top_k = spec.experts.moe_layers, spec.experts.top_k
+def _cached(sizes: Sizes, own: float, load: Load) -> float:
+    """Bytes of the cache of `own` tokens' sequences."""
+    sequences = max(own / load.context, 1) if load.prefill else own
+    return sequences * load.context * sizes.cache * _ACTIVATION
+
+
+def _network(sizes: Sizes, machine: Hardware, ranks: int, load: Load) -> tuple[float, float]:
+    """Seconds of (bytes on the wire, latency) of dispatch and combine, and of the shards' sums, over all layers."""
     senders = load.attention_ranks or ranks
-    colocated = not load.attention_ranks
-    if ranks == 1 and colocated:
-        return 0.0, layers * machine.layer_latency
-    away = (ranks - 1) / ranks if colocated else 1.0
-    rows = load.tokens * ranks_hit(ranks, top_k) * away  # token copies that leave their rank, in all
-    out = rows * (spec.hidden * _ACTIVATION + top_k * _PAIR)
-    back = rows * spec.hidden * _ACTIVATION
-    inside = min(machine.ranks_per_node, ranks) - (1 if colocated else 0)
-    near = max(inside, 0) / max(ranks - (1 if colocated else 0), 1)
-    busiest = max(1 / senders, (1 + load.excess) / ranks)  # the share of the rank that sends or receives most
-    seconds = 0.0
-    for size in (out, back):
-        share = size * busiest
-        seconds += max(near * share / machine.link, (1 - near) * share / machine.network) / machine.network_share
-    one = machine.link_latency if ranks <= machine.ranks_per_node else machine.network_latency
-    collectives = 3 if load.prefill else 2
-    return seconds * layers, (collectives * one + machine.layer_latency) * layers
+    away = load.attention_ranks > 0
+    wire, latency = _shard_sums(sizes, machine, senders, load)
+    if ranks > 1 or away:
+        one = machine.link_latency if ranks <= machine.ranks_per_node else machine.network_latency
+        wire += exchanged(EXCHANGES[load.exchange], machine, sizes, load.tokens, ranks, senders, away, load.excess)
+        latency += (3 if load.prefill else 2) * one
+    return wire * sizes.moe_layers, latency * sizes.moe_layers
 
 
-def _memory(spec: ModelSpec, ranks: int, slots: int, load: Load) -> float:
+def _shard_sums(sizes: Sizes, machine: Hardware, senders: int, load: Load) -> tuple[float, float]:
+    """Seconds of (bytes, latency) of adding up the shards' outputs after attention, one layer; a ring's bytes."""
+    if load.shards == 1:
+        return 0.0, 0.0
+    rows = load.tokens / senders * load.shards
+    sent = 2 * (load.shards - 1) / load.shards * rows * sizes.hidden * _ACTIVATION
+    return sent / machine.link / machine.network_share, machine.link_latency
+
+
+def _memory(sizes: Sizes, ranks: int, slots: int, load: Load) -> float:
     """Bytes of the fullest rank."""
     per_weight = WEIGHT_BYTES[load.weights]
-    experts = slots * spec.experts.moe_layers * spec.experts.parameters_per_expert * per_weight
+    experts = slots * sizes.moe_layers * sizes.expert * per_weight
     own = load.tokens / (load.attention_ranks or ranks)
-    sequences = own if not load.prefill else max(own / load.context, 1)
-    cache = sequences * load.context * 2 * spec.layers * spec.kv_heads * spec.head_dim * _ACTIVATION
-    attention = attention_parameters(spec) * per_weight + cache
+    attention = sizes.attention / load.shards * per_weight + _cached(sizes, own, load)
     return (experts + attention if not load.attention_ranks else max(experts, attention)) + _BUFFERS
