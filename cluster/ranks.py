@@ -1,6 +1,5 @@
 """RankHandle: one rank's actor as the supervisor holds it, and the orders that its process starts from."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from cluster.simulate.source import SourceActor, SourceOrder
 from experts.actor import ExpertActor
 from experts.exchange.split import SplitPolicy
 from experts.loads import StepLoads
+from experts.machine import cores
 from experts.membership import Member
 from experts.migrate import Move, Staged
 from experts.placement import Placement
@@ -68,7 +68,6 @@ def policy_of(plan: ServePlan) -> SplitPolicy:
 def _order(plan: ServePlan, seat: Member, secret: str) -> RankOrder:
     """Experts work at the same time and divide the cores; attention works while they wait and divides them anew."""
     peers = [s for s in plan.seats if s.runs_attention == seat.runs_attention]
-    cores = len(os.sched_getaffinity(0))
     return RankOrder(
         rank=seat.rank,
         folder=plan.folder,
@@ -76,7 +75,7 @@ def _order(plan: ServePlan, seat: Member, secret: str) -> RankOrder:
         placement=plan.placement,
         dtype=plan.dtype,
         device=plan.device,
-        threads=max(1, cores // len(peers)),
+        threads=max(1, cores() // len(peers)),
         budget=plan.engine.max_num_batched_tokens,
         node_host=seat.node_ip,
         holds=seat.holds_experts,
