@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: venv
 	$(BIN)/python -m cluster.demo
 
-test: venv
+test: lint
 	$(BIN)/python -m pytest -q
 
 test-slow: venv

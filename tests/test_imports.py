@@ -69,3 +69,9 @@ def test_init_files_hold_a_docstring_only() -> None:
             body = ast.parse(path.read_text()).body
             assert len(body) == 1, f"{path} holds more than its docstring"
             assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+
+
+def test_tests_import_helpers_and_never_each_other() -> None:
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        wrong = [name for name in imported(path) if any(part.startswith("test_") for part in name.split("."))]
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}: what two need belongs in a helper"

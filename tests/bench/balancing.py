@@ -26,8 +26,8 @@ from cluster.simulate.replay import ReplaySettings, replay
 from experts.placement import Placement
 from router_svc.client import Client
 from router_svc.demo_model.path import checkpoint_path
-from tests.e2e.conftest import free_port
-from tests.e2e.test_live_balancing import TASKS
+from tests.ports import free_port
+from tests.tasks import TASKS
 
 SECONDS = 30.0
 STREAMS = 16

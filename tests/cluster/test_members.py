@@ -18,7 +18,7 @@ from experts.membership import EpochRecord, Membership
 from experts.rank import RankSeat
 from experts.rank_loop import ExpertRankLoop
 from tests import checkpoints
-from tests.cluster.test_rebalance import SETTINGS, SeatPort, requests
+from tests.cluster.seat_ports import SETTINGS, SeatPort, requests
 from tests.engines import renamed
 from tests.topologies import ThreadCluster, running
 

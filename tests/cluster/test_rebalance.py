@@ -1,7 +1,6 @@
 """The balancer over threads with real gloo and real transfers: hot experts get copies, answers stay, failures are told."""
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,72 +11,18 @@ from cluster.balance.policies.base import Policy, Situation
 from cluster.balance.policies.tokenyard import TokenyardPolicy
 from cluster.events import EventLog
 from cluster.mover import MoveLimits, without
-from cluster.rebalance import Balancer, BalancerSettings
+from cluster.rebalance import Balancer
 from experts.errors import UserError
-from experts.exchange.split import SplitPolicy
-from experts.loads import StepLoads
-from experts.migrate import Move, Staged
 from experts.placement import Placement
-from experts.rank import RankSeat
-from router_svc.engine.step_loop import Engine
-from router_svc.request import EngineRequest
 from tests import checkpoints
-from tests.engines import renamed, sampling
+from tests.cluster.seat_ports import SETTINGS, SeatPort, ports_of, requests
+from tests.engines import renamed
 from tests.topologies import ThreadCluster, running
-
-SETTINGS = BalancerSettings(True, MoveLimits(20_000), least_pairs=64, interval=4, horizon=1e5)
-
-
-class SeatPort:
-    """A seat of this process as the balancer sees a rank."""
-
-    def __init__(self, seat: RankSeat, engine: Engine | None) -> None:
-        self._seat, self._engine = seat, engine
-        self.rank, self.title, self.holds = seat.order.rank, f"rank {seat.order.rank}", seat.order.holds
-        self.runs_attention = engine is not None
-        self.host, self.weights_port = "127.0.0.1", seat.report().weights_port
-        self.hang = False
-
-    async def steps(self) -> list[StepLoads]:
-        return self._seat.steps()
-
-    async def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]:
-        if self.hang:
-            await asyncio.sleep(3600)
-        return await asyncio.to_thread(self._seat.stage, moves, bandwidth)
-
-    async def offer(self, placement: Placement, policy: SplitPolicy) -> None:
-        await asyncio.to_thread(self._seat.offer, placement, policy)
-
-    async def drop_staged(self) -> None:
-        self._seat.drop_staged()
-
-    async def version(self) -> int:
-        return self._seat.report().version
-
-    async def nudge(self) -> None:
-        assert self._engine is not None
-        self._engine.nudge()
-
-
-def ports_of(cluster: ThreadCluster) -> list[SeatPort]:
-    engines = iter(cluster.engines)
-    return [
-        SeatPort(seat, next(engines) if member.runs_attention else None)
-        for seat, member in zip(cluster.seats, cluster.plan.seats, strict=True)
-    ]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.make("hunyuan_v1_moe", tmp_path_factory.mktemp("rebalance") / "model")
-
-
-def requests(seed: int, count: int = 8) -> list[EngineRequest]:
-    """Prompts of few different ids, so that few experts are hot."""
-    rng = np.random.default_rng(seed)
-    some = rng.integers(1, checkpoints.VOCABULARY, 3)
-    return [EngineRequest(f"r{seed}-{i}", tuple(rng.choice(some, 60).tolist()), sampling(8)) for i in range(count)]
 
 
 def balancer_of(cluster: ThreadCluster, policy: Policy, events: EventLog) -> tuple[Balancer, list[SeatPort]]:

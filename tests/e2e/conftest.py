@@ -1,7 +1,6 @@
 """One Ray for all end-to-end tests of a run, and clusters on it one after the other."""
 
 import logging
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -14,14 +13,9 @@ from cluster.config import ServeConfig
 from cluster.launch import RayCluster
 from cluster.loading import LoadingView
 from cluster.plan import make_plan
+from tests.ports import free_port
 
 Starter = Callable[..., AbstractContextManager[RayCluster]]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,8 @@
 import os
 import re
 import signal
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 
 import psutil
 import pytest
@@ -15,7 +13,8 @@ from router_svc.client import CallError, Client
 from router_svc.client.requests import Retries
 from router_svc.demo_model.path import checkpoint_path
 from tests.e2e.conftest import Starter
-from tests.e2e.test_serve_command import serving
+from tests.patience import PATIENCE, wait_until
+from tests.serving import alive, serving
 
 
 def process_of(root: int, actor: str) -> psutil.Process:
@@ -25,13 +24,6 @@ def process_of(root: int, actor: str) -> psutil.Process:
     ]
     assert len(found) == 1, (actor, found)
     return found[0]
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 30.0) -> None:
-    until = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until, "it did not come back"
-        time.sleep(0.1)
 
 
 def healthy(http_port: str) -> bool:
@@ -55,12 +47,12 @@ def test_doors_come_back_and_a_lost_supervisor_ends_the_server() -> None:
         family = psutil.Process(process.pid).children(recursive=True)
         for actor in ("Door", "ServeReplica", "ProxyActor"):
             process_of(process.pid, actor).kill()
-            wait_for(lambda: answers(target) and healthy(http_port))
+            wait_until(lambda: answers(target) and healthy(http_port), f"a new {actor}", 180)
         with Client(target) as client:
             assert client.status()["state"] == "ready"
         process_of(process.pid, "Supervisor").kill()
-        assert process.wait(40) == 1
-        wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family))
+        assert process.wait(PATIENCE) == 1
+        wait_until(lambda: not alive(family), "the end of the ranks")
 
 
 @pytest.mark.slow  # the exchange's own time limit

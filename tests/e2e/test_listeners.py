@@ -5,7 +5,7 @@ import signal
 
 import psutil
 
-from tests.e2e.test_serve_command import end, serving
+from tests.serving import end, serving
 
 
 def addresses(pid: int) -> dict[str, str]:

@@ -15,11 +15,7 @@ from cluster.simulate.replay import ReplaySettings, replay
 from router_svc.client import Client
 from router_svc.demo_model.path import checkpoint_path
 from tests.e2e.conftest import Starter
-
-TASKS: dict[str, Callable[[random.Random], str]] = {
-    "add": lambda r: f"{r.randrange(100, 999)}+{r.randrange(100, 999)}=?",
-    "reverse": lambda r: "reverse: " + "".join(r.choice("abcdefghij") for _ in range(9)),
-}
+from tests.tasks import TASKS
 
 
 def traffic(client: Client, task: str, seconds: float) -> list[tuple[str, tuple[int, ...]]]:

@@ -1,60 +1,14 @@
 """`tokenyard serve` as its user runs it: ready line, answers, signals, exit codes, and nothing left behind."""
 
 import json
-import re
 import signal
 import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import psutil
 import pytest
 
-TOKENYARD = [str(Path(sys.executable).parent / "tokenyard")]
-READY = re.compile(r"grpc 127\.0\.0\.1:(\d+), http http://127\.0\.0\.1:(\d+)")
-
-
-@contextmanager
-def serving(*options: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """(process, gRPC target, HTTP port) of a `serve` that is ready."""
-    command = [*TOKENYARD, "serve", "--grpc-port", "0", "--http-port", "0", *options]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    errors: list[str] = []
-    assert process.stderr is not None
-    assert process.stdout is not None
-    reader = threading.Thread(target=lambda: errors.extend(process.stderr or []), daemon=True)
-    reader.start()
-    try:
-        line = process.stdout.readline()
-        found = READY.search(line)
-        assert found, f"no ready line: {line!r} {errors}"
-        yield process, f"127.0.0.1:{found[1]}", found[2]
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(10)
-
-
-def end(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    """Send a signal; exit code 0, and no process of its tree is left."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(number)
-    assert process.wait(40) == 0
-    until = time.monotonic() + 10
-    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family):
-        left = [p.name() for p in family if p.is_running()]
-        assert time.monotonic() < until, f"left behind: {left}"
-        time.sleep(0.1)
-
-
-def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*TOKENYARD, *arguments], capture_output=True, text=True, timeout=90, input=text)
+from tests.patience import wait_until
+from tests.serving import TOKENYARD, end, kill_tree, run, serving
 
 
 def test_one_process_answers_and_ends_on_sigterm() -> None:
@@ -79,16 +33,14 @@ def test_ray_cluster_ends_on_sigint() -> None:
 
 def test_signal_while_starting_leaves_nothing() -> None:
     command = [*TOKENYARD, "serve", "--grpc-port", "0", "--http-port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
     try:
-        until = time.monotonic() + 30
-        while len(psutil.Process(process.pid).children(recursive=True)) < 3:
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        end(process, signal.SIGTERM)  # type: ignore[arg-type]
+        wait_until(lambda: len(psutil.Process(process.pid).children(recursive=True)) >= 3, "Ray's processes")
+        end(process, signal.SIGTERM)
     finally:
-        if process.poll() is None:
-            process.kill()
+        kill_tree(process)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from experts.errors import UserError
 from experts.ffn import grouped_swiglu, torch_from
 from experts.kernels.build import BuildFailed, best_target, library, processor_flags
 from experts.kernels.native import NativeKernels, native
-from tests.experts.test_ffn import case, exact
+from tests.experts.swiglu_cases import case, exact
 
 FLAGS = processor_flags()
 TARGETS = [t for t in ("avx512", "avx2", "portable") if t == "portable" or best_target(FLAGS) in ("avx512", t)]

@@ -17,10 +17,9 @@ from experts.membership import Member
 from experts.placement import Placement
 from experts.rank_loop import ExpertRankLoop
 from experts.slots import ExpertSlots
-from experts.spec import ExpertNames, ExpertsSpec
 from tests.experts.exchange.groups import membership, random_inputs, run_members
+from tests.experts.small_experts import SPEC, all_weights
 
-SPEC = ExpertsSpec((0, 1), 8, 2, 16, 8, "silu", ExpertNames(*("unused",) * 5))
 FORM = BlockForm(SPEC.hidden, SPEC.top_k, torch.float32)
 PLACEMENT = Placement.first(2, SPEC.experts, 2, 5)
 
@@ -34,12 +33,6 @@ def filled_slots(rank: int) -> ExpertSlots:
             slots.w13[layer][slot].copy_(w13[expert])
             slots.w2[layer][slot].copy_(w2[expert])
     return slots
-
-
-def all_weights() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    w13 = torch.randn(SPEC.experts, 2 * SPEC.width, SPEC.hidden, generator=generator)
-    return w13, torch.randn(SPEC.experts, SPEC.hidden, SPEC.width, generator=generator)
 
 
 def run_cluster(

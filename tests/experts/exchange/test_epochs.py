@@ -20,7 +20,7 @@ from experts.membership import Member, Membership
 from experts.placement import Placement
 from experts.spec import ExpertNames, ExpertsSpec
 from tests.experts.exchange.groups import random_inputs
-from tests.experts.test_rank_loop import all_weights
+from tests.experts.small_experts import all_weights
 
 SPEC = ExpertsSpec((0,), 8, 2, 16, 8, "silu", ExpertNames(*("unused",) * 5))
 FORM = BlockForm(SPEC.hidden, SPEC.top_k, torch.float32)
