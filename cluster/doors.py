@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
+from cluster.events import EventLog
+from experts.background import watch_task
 from experts.errors import UserError
 from router_svc.ingress import IngressOrder
 
@@ -19,15 +22,17 @@ _ANSWER = 2.0  # s for a door to answer
 class Doors:
     """Lives in the supervisor's event loop. notice: tells people what is wrong with a door, empty when it is over."""
 
-    def __init__(self, host: str, notice: Callable[[str], Awaitable[None]]) -> None:
-        self._host, self._notice = host, notice
+    def __init__(self, host: str, notice: Callable[[str], Awaitable[None]], events: EventLog) -> None:
+        self._host, self._notice, self._events = host, notice, events
         self._doors: list[Any] = []
         self._watchers: list[asyncio.Task[None]] = []
 
     def add(self, door: Any, order: IngressOrder, port: int) -> None:
         """Watch a door that listens on `port`."""
         self._doors.append(door)
-        self._watchers.append(asyncio.create_task(self._watch(door, order, port)))
+        self._watchers.append(
+            watch_task("watch of the gRPC door", self._watch(door, order, port), self._unwatched, True)
+        )
 
     async def pages(self) -> list[str]:
         """Metrics of the doors that answer."""
@@ -48,16 +53,28 @@ class Doors:
                 return  # closed on purpose
             except RayActorError as error:
                 log.error("the gRPC door died: %s", error)
+            except Exception as error:  # neither closed nor dead
+                log.exception("the gRPC door can't be watched")
+                self._events.add(time.time(), "door", f"can't be watched, and is asked again: {error}")
+                await asyncio.sleep(_PAUSE)
+                continue
+            self._events.add(time.time(), "door", "the gRPC door died and is started again")
             await self._notice("the gRPC door died and is started again")
             while not await self._reopened(door, order, port):
                 await asyncio.sleep(_PAUSE)
+            self._events.add(time.time(), "door", f"the gRPC door listens on port {port} again")
             await self._notice("")
+
+    async def _unwatched(self, what: str) -> None:
+        """The door serves on, and would not come back if it died."""
+        self._events.add(time.time(), "door", what)
+        await self._notice(f"{what}: a gRPC door that dies now is not started again")
 
     async def _reopened(self, door: Any, order: IngressOrder, port: int) -> bool:
         me = ray.get_runtime_context().current_actor
         try:
             await door.start.remote(order, me, self._host, port)
-        except (RayActorError, UserError) as error:  # not up yet; or someone took the port meanwhile
+        except (RayError, UserError) as error:  # not up yet; or someone took the port meanwhile
             log.warning("the gRPC door is not back yet: %s", error)
             return False
         return True

@@ -2,17 +2,21 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from cluster.balance.loads import LoadCollector
+from cluster.events import EventLog
 from cluster.metrics import rank_metrics
 from cluster.plan import ServePlan
 from cluster.recorder import LoadRecorder
 from cluster.status import RankView, StatusBook
+from experts.background import only_log, watch_task, watch_thread
 from experts.checkpoint.reader import CheckpointReader
 from experts.doorbell import Doorbell
 from experts.errors import UserError
@@ -49,16 +53,22 @@ class LocalRank:
         self.exchange = exchange
         bell = Doorbell()
         self.engine = Engine(model, self.experts, exchange, bell, plan.engine, cache, deliver, bell.ring)
-        self._thread = threading.Thread(target=self.engine.run, name="step-loop", daemon=True)
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Run the step loop."""
-        self._thread.start()
+    def start(self, ended: Callable[[str], object]) -> None:
+        """Run the step loop. ended: called from its thread, should it end before `stop`; then all requests fail."""
+
+        def failed(what: str) -> None:
+            ended(what)  # first, so that whoever sees a request fail finds the state degraded
+            self.engine.fail(what)
+
+        self._thread = watch_thread("step-loop", self.engine.run, failed, returns=True)
 
     def stop(self) -> None:
         """End the loop after its step, and wait for it."""
         self.engine.stop()
-        self._thread.join(10)
+        if self._thread is not None:
+            self._thread.join(10)
 
 
 def _load(plan: ServePlan, progress: Progress | None) -> tuple[CausalModel, ExpertSlots, KVCache]:
@@ -94,15 +104,15 @@ def _load(plan: ServePlan, progress: Progress | None) -> tuple[CausalModel, Expe
 class LocalAdmin:
     """AdminBackend of the one process."""
 
-    def __init__(self, plan: ServePlan, rank: LocalRank, engines: LocalEngines) -> None:
-        self._plan, self._rank, self._engines = plan, rank, engines
+    def __init__(self, plan: ServePlan, rank: LocalRank, engines: LocalEngines, events: EventLog) -> None:
+        self._plan, self._rank, self._engines, self._events = plan, rank, engines, events
         self._book = StatusBook(plan.name, plan.placement.slots_per_rank)
 
     async def status(self, events: bool = False) -> dict[str, Any]:
         state, reason = self._engines.state()
         view = RankView.here(self._plan.seats[0], self._rank.experts.loads.snapshot(), self._rank.engine.stats())
         told = self._book.status([view], 0, self._plan.placement.version, state, reason)
-        return told | ({"events": []} if events else {})
+        return told | ({"events": self._events.told()} if events else {})
 
     async def rebalance(self, dry_run: bool) -> dict[str, Any]:
         raise UserError("one process", "at least 2 ranks with experts, between which experts can move", "rebalance")
@@ -129,6 +139,8 @@ class LocalServer:
         self.grpc: GrpcServer | None = None
         self.service: Service | None = None
         self.http_port = 0
+        self.events = EventLog()
+        self._stopping = False
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
         self._recording: asyncio.Task[None] | None = None
@@ -136,21 +148,38 @@ class LocalServer:
     async def start(self, progress: Progress | None = None) -> None:
         """Load and listen; ready when it returns."""
         plan = self.plan
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         text = TextStack.load(plan.folder, plan.spec, plan.config.reasoning_parser)
         engines = LocalEngines(loop)
         self.rank = await asyncio.to_thread(LocalRank, plan, engines.deliver, progress)
         self.engines = engines
         if plan.config.record_loads is not None:
-            self._recording = asyncio.create_task(self._record(plan.config.record_loads))
+            recording = self._record(plan.config.record_loads)
+            self._recording = watch_task("recording", recording, partial(self._note, "recording"))
         self.service = Service(text, engines, plan.limits, plan.info, IngressMetrics())
-        admin = LocalAdmin(plan, self.rank, engines)
+        admin = LocalAdmin(plan, self.rank, engines, self.events)
         self.grpc = GrpcServer(self.service, admin, plan.config.host, plan.config.grpc_port)
         await self.grpc.start()
         await self._start_http(admin)
-        self.rank.start()
+        self.rank.start(self._failed)
         engines.attach(self.rank.engine.post)
         await self.grpc.show_state("ready")
+
+    def _note(self, kind: str, what: str) -> None:
+        self.events.add(time.time(), kind, what)
+
+    def _failed(self, what: str) -> None:
+        """The step thread ended; called from it."""
+        self._loop.call_soon_threadsafe(self._degrade, what)
+
+    def _degrade(self, what: str) -> None:
+        """A part that nothing works without has ended: say so, and take no more requests."""
+        if self._stopping:
+            return
+        self._note("degraded", what)
+        self.engines.detach("degraded", what)
+        if self.grpc is not None:
+            watch_task("health", self.grpc.show_state("degraded"), only_log, returns=True)
 
     async def _record(self, path: Path) -> None:
         """Keep the loads of every step until the server stops, then write them."""
@@ -178,16 +207,17 @@ class LocalServer:
         self._http = uvicorn.Server(config)
         sockets = [_bind(config)]
         self.http_port = sockets[0].getsockname()[1]
-        self._http_task = asyncio.create_task(_serve_http(self._http, sockets))
-        while not self._http.started:
+        self._http_task = watch_task("HTTP server", _serve_http(self._http, sockets), self._degrade, returns=True)
+        while not self._http.started and not self._http_task.done():
             await asyncio.sleep(0.01)
-            if self._http_task.done():
-                self._http_task.result()
+        if not self._http.started:
+            raise RuntimeError("the HTTP server ended while it started; the log says why")
 
     async def stop(self, grace: float = 2.0) -> None:
         """Refuse new work, let streams end within `grace` seconds, close."""
         if self.rank is None:
             return
+        self._stopping = True
         self.engines.detach("stopping", "the server is shutting down")
         if self._http is not None and self._http_task is not None:
             self._http.should_exit = True
@@ -203,6 +233,8 @@ class LocalServer:
 
 async def _serve_http(server: uvicorn.Server, sockets: list[Any]) -> None:
     await server._serve(sockets)  # not `serve`, which would take over the process's signals
+    if not server.should_exit:
+        raise RuntimeError("it stopped by itself")
 
 
 def _bind(config: uvicorn.Config) -> Any:

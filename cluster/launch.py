@@ -29,6 +29,7 @@ from cluster.loading import LoadingView
 from cluster.plan import ServePlan
 from cluster.run_local import ready_line
 from cluster.supervisor import Supervisor
+from experts.background import only_log, watch_thread
 from experts.errors import UserError
 from router_svc.door import Door
 from router_svc.ingress import IngressOrder
@@ -276,8 +277,7 @@ class _Background:
 
     def __init__(self, work: Any) -> None:
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self._thread.start()
+        self._thread = watch_thread("background", lambda: self._run(work), only_log, returns=True)
 
     def _run(self, work: Any) -> None:
         try:

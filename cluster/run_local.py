@@ -7,6 +7,7 @@ import signal
 from cluster.inprocess import LocalServer
 from cluster.loading import LoadingView
 from cluster.plan import ServePlan
+from experts.background import join_task
 
 
 def run(plan: ServePlan) -> None:
@@ -27,8 +28,8 @@ async def _run(plan: ServePlan) -> None:
         loop.add_signal_handler(number, ask)
     server = LocalServer(plan)
     with LoadingView(plan.seats) as view:
-        starting = asyncio.create_task(server.start(view.update))
-        waiting = asyncio.create_task(stop.wait())
+        starting = join_task("start", server.start(view.update))
+        waiting = join_task("signals", stop.wait())
         await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             view.note("stopping: waiting for the load to end")

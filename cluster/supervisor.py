@@ -4,12 +4,14 @@ Its decisions are Lifecycle's; this file carries them out.
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -18,6 +20,7 @@ from ray.exceptions import RayActorError
 from cluster.balance.policies.registry import load_policy
 from cluster.doors import Doors
 from cluster.events import EventLog
+from cluster.leases import Leases
 from cluster.lifecycle import Lifecycle
 from cluster.members import change_members
 from cluster.metrics import merge_pages, rank_metrics
@@ -26,22 +29,21 @@ from cluster.plan import ServePlan, balances
 from cluster.ranks import RankHandle, RayPort, policy_of, start_rank
 from cluster.rebalance import Balancer, BalancerSettings, Counted
 from cluster.recorder import LoadRecorder
-from cluster.status import BalancerView, RankView, StatusBook
+from cluster.reports import ANSWER, RankReports, report_of
+from cluster.status import BalancerView, StatusBook
+from experts.background import join_task, watch_task
 from experts.errors import UserError
 from experts.exchange.group import open_store
 from experts.lease import RENEW
 from experts.membership import EpochRecord, Member, Membership
 from experts.placement import Placement
-from experts.rank import RankReport
 from experts.slots import slot_bytes
-from router_svc.engine.step_loop import EngineStats
 from router_svc.ingress import IngressOrder
 from router_svc.link.client import LinkAddress
 
 log = logging.getLogger(__name__)
 GROUP_TIMEOUT = 30.0  # s, of building a group and of every collective
 _CULPRIT_WAIT = 0.5  # s that a broken group waits for news of a death, to name it
-_ANSWER = 2.0  # s for a process's event loop to answer: a stopped one must not hold up status, metrics or a verdict
 
 
 class Supervisor:
@@ -57,11 +59,12 @@ class Supervisor:
         self._ranks: list[RankHandle] = []
         self._starting: list[RankHandle] = []  # on seats that no epoch has yet
         self._incarnations: Counter[int] = Counter()
-        self._doors = Doors(plan.config.host, self._notice)
         self._book = StatusBook(plan.name, plan.placement.slots_per_rank)
         self._watchers: list[asyncio.Task[None]] = []
-        self._reports: dict[int, tuple[RankReport, EngineStats | None]] = {}
+        self._reports = RankReports()
         self._events = EventLog()
+        self._doors = Doors(plan.config.host, self._notice, self._events)
+        self._leases = Leases(self._silent, partial(self._happened, "lease"), self._unwatched, GROUP_TIMEOUT)
         self._balancer: Balancer | None = None
         self._balancing: asyncio.Task[None] | None = None
         self._recorder: LoadRecorder | None = None
@@ -70,11 +73,15 @@ class Supervisor:
 
     async def start(self) -> None:
         """Start all ranks, load them at once, and build the first epoch."""
-        self._store = open_store("127.0.0.1")
+        loop = asyncio.get_running_loop()
+        self._store = open_store(
+            "127.0.0.1", ended=lambda what: loop.call_soon_threadsafe(self._happened, "store", what)
+        )
         self._ranks = [start_rank(self._plan, seat, self._secret, self._namespace) for seat in self._plan.seats]
-        self._keeping = asyncio.create_task(self._keep_ranks())
+        for handle in self._ranks:
+            self._leases.keep(handle)
         ports = await asyncio.gather(*(handle.actor.load.remote() for handle in self._ranks))
-        reports = await asyncio.gather(*(self._report(handle) for handle in self._ranks))
+        reports = await asyncio.gather(*(report_of(handle) for handle in self._ranks))
         for handle, port, (report, _) in zip(self._ranks, ports, reports, strict=True):
             handle.link_port = port or 0
             handle.seat = replace(handle.seat, pid=report.pid)
@@ -101,7 +108,7 @@ class Supervisor:
 
     async def status(self, events: bool = False) -> dict[str, Any]:
         """The object of `status --json`; events: with the event log."""
-        views = await self._views()
+        views = await self._reports.views(self._ranks, self._life.seat_states)
         life, version = self._life, self._placement.version
         told = self._book.status(views, life.epoch, version, life.state, life.reason, self._balancer_view)
         return told | ({"events": self._events.told()} if events else {})
@@ -135,7 +142,7 @@ class Supervisor:
             await self._next_epoch([handle for handle in self._ranks if handle is not leaving], [])
             self._life.release(rank)
         ray.kill(leaving.actor)
-        self._events.add(time.time(), "left", f"{leaving.title}, since epoch {self._life.epoch}")
+        self._happened("left", f"{leaving.title}, since epoch {self._life.epoch}")
 
     async def admit(self, rank: int) -> None:
         """Start a process on a vacant seat with experts and take it in while steps run; it gets experts as loads ask.
@@ -156,8 +163,8 @@ class Supervisor:
             finally:
                 self._starting.remove(joining)
             self._life.admit(joining.seat)
-        self._watchers.append(asyncio.create_task(self._watch_rank(joining)))
-        self._events.add(time.time(), "joined", f"{joining.title}, in epoch {self._life.epoch}")
+        self._watchers.append(self._watch(joining))
+        self._happened("joined", f"{joining.title}, in epoch {self._life.epoch}")
 
     async def counted(self) -> list[Counted]:
         """The newest steps."""
@@ -185,7 +192,10 @@ class Supervisor:
     async def metrics(self, ingress_page: str) -> str:
         """Prometheus text of the whole cluster: an ingress's own page, the doors' and the ranks'."""
         return merge_pages([ingress_page, *await self._doors.pages()]) + rank_metrics(
-            await self._views(), self._book, self._placement, self._balancer_view
+            await self._reports.views(self._ranks, self._life.seat_states),
+            self._book,
+            self._placement,
+            self._balancer_view,
         )
 
     async def stop(self) -> None:
@@ -196,30 +206,42 @@ class Supervisor:
         attention = [h for h in self._ranks if h.seat.runs_attention and self._life.seat_states[h.seat.rank] == "ready"]
         for handle in attention:
             handle.actor.stop.remote()
-        waits = [asyncio.ensure_future(h.actor.ended.remote()) for h in self._ranks if h in attention]
+        waits = [join_task("end of a rank", self._end_of(handle)) for handle in attention]
         if waits:
             await asyncio.wait(waits, timeout=5)
         self._doors.stop_watching()
+        self._leases.stop()
         for watcher in self._watchers:
             watcher.cancel()
         for handle in (*self._ranks, *self._starting):
             ray.kill(handle.actor)
 
-    async def _keep_ranks(self) -> None:
-        """Renew every rank's lease for as long as this process lives."""
-        while True:
-            live = [h for h in self._ranks if self._life.seat_states[h.seat.rank] != "dead"]
-            await asyncio.gather(asyncio.sleep(RENEW), *(self._keep(handle) for handle in live))
+    async def _silent(self, handle: RankHandle) -> None:
+        """A rank that serves and does not answer hangs; one that loads may be busy."""
+        if self._life.state == "ready":
+            await self._hung(handle)
 
-    async def _keep(self, handle: RankHandle) -> None:
-        """Renew a rank's lease; one that serves and does not answer hangs."""
-        try:
-            await asyncio.wait_for(handle.actor.keep.remote(), GROUP_TIMEOUT)
-        except TimeoutError:
-            if self._life.state == "ready":
-                await self._hung(handle)
-        except RayActorError as error:  # whoever waits on `ended` deals with it
-            log.info("%s can't be kept: %s", handle.title, error)
+    def _happened(self, kind: str, text: str) -> None:
+        self._events.add(time.time(), kind, text)
+
+    def _watch(self, handle: RankHandle) -> asyncio.Task[None]:
+        return watch_task(f"watch of rank {handle.seat.rank}", self._watch_rank(handle), self._unwatched, returns=True)
+
+    async def _unwatched(self, what: str) -> None:
+        """Nobody would notice a rank's end any more, or keep it alive: better to end while it can be said why."""
+        if self._life.state in ("stopping", "degraded"):
+            return
+        self._life.broke(what)
+        await self._end_epoch()
+
+    async def _unbalanced(self, what: str) -> None:
+        """Ranks serve on under the placement that they have."""
+        self._happened("balancer", what)
+        await self._notice(f"{what}: loads are no longer balanced")
+
+    async def _end_of(self, handle: RankHandle) -> None:
+        with contextlib.suppress(RayActorError):
+            await handle.actor.ended.remote()
 
     def _serving(self) -> Balancer:
         """The balancer of a cluster that serves. Raises UserError for one that does not."""
@@ -234,8 +256,9 @@ class Supervisor:
         plan = replace(self._plan, placement=self._placement)
         handle = start_rank(plan, seat, self._secret, self._namespace, self._serving().split)
         self._starting.append(handle)
+        self._leases.keep(handle)
         await handle.actor.load.remote()
-        report, _ = await self._report(handle)
+        report, _ = await report_of(handle)
         handle.seat = replace(seat, pid=report.pid)
         return handle
 
@@ -253,7 +276,7 @@ class Supervisor:
         await self._serving().meet(record.membership.epoch, await self._ports())
 
     async def _ports(self) -> list[RayPort]:
-        reports = await asyncio.gather(*(self._report(handle) for handle in self._ranks))
+        reports = await asyncio.gather(*(report_of(handle) for handle in self._ranks))
         return [RayPort(h, report.weights_port) for h, (report, _) in zip(self._ranks, reports, strict=True)]
 
     async def _enter_epoch(self) -> None:
@@ -266,7 +289,7 @@ class Supervisor:
             else:
                 joins.append(handle.actor.join.remote(record))
         await asyncio.gather(*joins)
-        self._watchers = [asyncio.create_task(self._watch_rank(handle)) for handle in self._ranks]
+        self._watchers = [self._watch(handle) for handle in self._ranks]
         self._life.joined(record.membership.epoch)
         await self._start_balancing()
         await self._tell()
@@ -284,7 +307,7 @@ class Supervisor:
         self._balancer = Balancer(
             await self._ports(), plan.placement, policy, settings, self._events, policy_of(plan), self._recorder
         )
-        self._balancing = asyncio.create_task(self._balancer.run())
+        self._balancing = watch_task("balancer", self._balancer.run(), self._unbalanced)
 
     async def _stop_balancing(self) -> None:
         """No more moves; what was recorded is written."""
@@ -295,18 +318,24 @@ class Supervisor:
         if self._recorder is not None:
             try:
                 if self._life.state == "stopping":
-                    await asyncio.wait_for(self._balancer.look(), _ANSWER)
+                    await asyncio.wait_for(self._balancer.look(), ANSWER)
             except (TimeoutError, RayActorError) as error:
                 log.warning("the newest steps are not in the trace: %s", error)
             await asyncio.to_thread(self._recorder.save)
 
     async def _watch_rank(self, handle: RankHandle) -> None:
         """Wait on a rank for as long as it lives; Ray ends the call within milliseconds of its death."""
-        try:
-            reason = await handle.actor.ended.remote()
-        except RayActorError:
-            await self._lost(handle)
-            return
+        while True:
+            try:
+                reason = await handle.actor.ended.remote()
+                break
+            except RayActorError:
+                await self._lost(handle)
+                return
+            except Exception as error:  # one bad call says nothing of the rank
+                log.exception("%s can't be waited for", handle.title)
+                self._happened("watch", f"{handle.title} can't be waited for, and is asked again: {error}")
+                await asyncio.sleep(RENEW)
         if not reason or self._life.state in ("stopping", "degraded"):
             return
         await asyncio.sleep(_CULPRIT_WAIT)  # a peer's death breaks the group before Ray tells of it
@@ -325,11 +354,11 @@ class Supervisor:
     async def _answers(self, handle: RankHandle) -> bool:
         """Whether a rank's process still reacts; a dead one is its watcher's business."""
         try:
-            await asyncio.wait_for(handle.actor.keep.remote(), _ANSWER)
+            await asyncio.wait_for(handle.actor.keep.remote(), ANSWER)
         except TimeoutError:
             return False
-        except RayActorError:
-            return True
+        except Exception as error:
+            log.info("%s answered with %r", handle.title, error)
         return True
 
     async def _hung(self, handle: RankHandle) -> None:
@@ -352,7 +381,7 @@ class Supervisor:
     async def _end_epoch(self) -> None:
         """Tell every survivor to leave, with the reason that its requests end with, and the ingresses to refuse."""
         reason = self._life.reason
-        self._events.add(time.time(), "degraded", reason)
+        self._happened("degraded", reason)
         for handle in self._ranks:
             if self._life.seat_states[handle.seat.rank] != "dead":
                 handle.actor.leave.remote(reason)
@@ -366,27 +395,3 @@ class Supervisor:
     async def _tell(self) -> None:
         async with self._changed:
             self._changed.notify_all()
-
-    async def _report(self, handle: RankHandle) -> tuple[RankReport, EngineStats | None]:
-        got = await asyncio.wait_for(handle.actor.report.remote(), _ANSWER)
-        return got if isinstance(got, tuple) else (got, None)
-
-    async def _views(self) -> list[RankView]:
-        """Every rank's view; of a dead or silent one the last report."""
-        live = [h for h in self._ranks if self._life.seat_states[h.seat.rank] != "dead"]
-        got = await asyncio.gather(*(self._report(h) for h in live), return_exceptions=True)
-        for handle, report in zip(live, got, strict=True):
-            if not isinstance(report, BaseException):
-                self._reports[handle.seat.rank] = report
-        views = []
-        for handle in self._ranks:
-            rank = handle.seat.rank
-            last = self._reports.get(rank)
-            state = self._life.seat_states[rank]
-            if last is None:
-                views.append(RankView(handle.seat, state, None, None))
-            else:
-                totals, stats = last
-                running = None if state == "dead" else stats
-                views.append(RankView(handle.seat, state, totals.loads, running, totals.exchange))
-        return views

@@ -1,8 +1,8 @@
 """The Ray actor around an expert rank."""
 
 import asyncio
-import threading
 
+from experts.background import watch_thread
 from experts.membership import EpochRecord
 from experts.rank import RankReport
 from experts.rank_actor import RankActor
@@ -31,7 +31,12 @@ class ExpertActor(RankActor):
 
         assert self._seat.exchange is not None, "a joined seat has an exchange"
         body = ExpertRankLoop(layers, self._seat.exchange, self._seat.bell, lost, awaited=record.planned)
-        threading.Thread(target=self._run, args=(body, loop), name="step-loop", daemon=True).start()
+
+        def ended(what: str) -> None:  # a body deals with its exceptions itself: this is the worst case
+            self._seat.leave()
+            lost(what)
+
+        watch_thread("step-loop", lambda: self._run(body, loop), ended, returns=True)
 
     async def leave(self, reason: str) -> None:
         """Drop the epoch's group."""

@@ -5,9 +5,10 @@ spinning at barriers, and a step takes twice as long (measured: prefill of 128 t
 whatever computes beside the step thread does it in a thread that goes away, and its pool with it.
 """
 
-import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from experts.background import only_log, watch_thread
 
 T = TypeVar("T")
 
@@ -28,9 +29,7 @@ class _Call(Generic[T]):
 def in_own_thread(work: Callable[[], T]) -> T:
     """Run `work` in a fresh thread, wait for it, and return or raise what it did."""
     call = _Call(work)
-    thread = threading.Thread(target=call, name="short-lived")
-    thread.start()
-    thread.join()
+    watch_thread("short-lived", call, only_log, returns=True, daemon=False).join()
     if call.error is not None:
         raise call.error
     return call.results[0]

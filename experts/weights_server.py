@@ -8,7 +8,6 @@ import secrets
 import socket
 import socketserver
 import struct
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import msgpack
 import torch
 
+from experts.background import only_log, watch_thread
 from experts.digest import Digest, digest_of, slices
 
 _LENGTH = struct.Struct(">I")
@@ -48,7 +48,8 @@ class WeightServer:
         self._server = _Server((host, 0), _Connection)
         self._server.secret, self._server.lookup = secret, lookup
         self.port: int = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, name="weights", daemon=True).start()
+        # Without it fetches from here fail, and the balancer says so.
+        watch_thread("weights", self._server.serve_forever, only_log, returns=True)
 
     def close(self) -> None:
         """Stop listening."""

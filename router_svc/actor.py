@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-import threading
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from experts.background import watch_thread
 from experts.checkpoint.reader import CheckpointReader
 from experts.membership import EpochRecord
 from experts.rank import RankOrder, RankReport
@@ -57,11 +57,17 @@ class AttentionActor(RingingActor):
         assert self._model is not None, "a rank loads before it joins"
         assert self._cache is not None, "a rank loads before it joins"
         self._peers = peers
-        self._engine = Engine(
+        engine = self._engine = Engine(
             self._model, layers, self._seat.exchange, self._seat.bell, self._order.engine, self._cache,
             self._link.deliver, self._ring,
         )  # fmt: skip
-        threading.Thread(target=self._run, args=(self._engine,), name="step-loop", daemon=True).start()
+
+        def ended(what: str) -> None:  # the engine deals with exceptions itself: this is the worst case
+            self._seat.leave()
+            self._loop.call_soon_threadsafe(self._end, what)
+            engine.fail(what)
+
+        watch_thread("step-loop", lambda: self._run(engine), ended, returns=True)
 
     async def leave(self, reason: str) -> None:
         """End all requests with `reason` and drop the epoch's group."""

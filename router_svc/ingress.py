@@ -4,6 +4,7 @@ The supervisor is a Ray actor handle here, used by its methods' names alone.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 
+from experts.background import end_process, watch_task
 from experts.errors import UserError
 from experts.placement import Placement
 from router_svc.api.calls import ApiError, ModelInfo
@@ -20,6 +22,9 @@ from router_svc.api.service import Service, TextStack
 from router_svc.link.client import LinkEngines
 from router_svc.models.spec import ModelSpec
 from router_svc.request import Code
+
+log = logging.getLogger(__name__)
+_PAUSE = 1.0  # s before the state is asked for again, after a call that failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +89,19 @@ class Ingress:
         await engines.connect(addresses)
         self.service = Service(text, engines, order.limits, order.info, IngressMetrics())
         version = await self._look(-1, engines, also)  # the first request must not find "starting"
-        self._following = asyncio.create_task(self._follow(version, engines, also))
+        work = self._follow(version, engines, also)
+        # An ingress that does not know the state serves nobody; Ray starts its process anew.
+        self._following = watch_task("state of the cluster", work, end_process, returns=True)
         return self.service
 
     async def _follow(self, version: int, engines: LinkEngines, also: Callable[[str], Awaitable[None]] | None) -> None:
+        """For as long as there is a supervisor."""
         while version >= 0:
-            version = await self._look(version, engines, also)
+            try:
+                version = await self._look(version, engines, also)
+            except Exception:  # one bad answer is no reason to be blind from then on
+                log.exception("the cluster's state could not be read")
+                await asyncio.sleep(_PAUSE)
 
     async def _look(self, known: int, engines: LinkEngines, also: Callable[[str], Awaitable[None]] | None) -> int:
         """Show the cluster's state once its version is not `known`; the version, -1 without a supervisor."""

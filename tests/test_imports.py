@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("experts", "router_svc", "cluster")
+from tests.source import ROOT, modules
+
 # A module under the first prefix imports nothing under any of the others.
 FORBIDDEN = {
     "experts": ("router_svc", "cluster"),
@@ -14,6 +14,7 @@ FORBIDDEN = {
     "experts.exchange": ("experts.slots", "experts.rank_loop", "experts.actor", "experts.layers", "ray"),
     "experts.checkpoint": ("experts.exchange", "experts.slots", "ray"),
     "experts.placement": ("torch", "ray"),
+    "experts.background": ("torch", "ray"),
     "router_svc.models": ("router_svc.engine.step_loop", "router_svc.api", "router_svc.text", "ray", "grpc"),
     "router_svc.engine": ("router_svc.api", "router_svc.text", "router_svc.link", "ray", "grpc"),
     "router_svc.engine.scheduler": ("torch", "time"),
@@ -26,15 +27,6 @@ FORBIDDEN = {
     "cluster.simulate.replay": ("torch", "ray"),
     "cluster.simulate.traffic": ("torch", "ray"),
 }
-
-
-def modules() -> list[tuple[str, Path]]:
-    found = []
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
-    return found
 
 
 def imported(path: Path) -> set[str]:

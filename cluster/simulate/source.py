@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from cluster.simulate.gate import ids_for
+from experts.background import watch_thread
 from experts.checkpoint.reader import CheckpointReader
 from experts.doorbell import Moment
 from experts.errors import RankLost
@@ -75,7 +76,7 @@ class SourceActor(RingingActor):
         self._peers = peers
         self._layers = await asyncio.to_thread(self._seat.join, record)
         self._next = (record.membership.epoch, 0)
-        threading.Thread(target=self._run, name="step-loop", daemon=True).start()
+        watch_thread("step-loop", self._run, self._failed, returns=True)
 
     async def go(self, steps: int) -> None:
         """Run so many steps more; returns at once."""
@@ -132,6 +133,13 @@ class SourceActor(RingingActor):
             self._left = 0
         self._seat.leave()
         self._loop.call_soon_threadsafe(self._end, reason)
+
+    def _failed(self, what: str) -> None:
+        """The step thread ended otherwise: its peers and the simulation must not wait for it."""
+        self._results.lost = what
+        self._left = 0
+        self._seat.leave()
+        self._loop.call_soon_threadsafe(self._end, what)
 
     def _step(self) -> bool:
         with self._wanted:

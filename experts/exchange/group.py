@@ -4,10 +4,12 @@ Groups are built straight from a store with the epoch as prefix, never through t
 """
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 from torch.distributed import PrefixStore
 
+from experts.background import only_log
 from experts.errors import RankLost
 from experts.exchange.gloo import GlooGroup
 from experts.exchange.nccl import NcclGroup
@@ -18,9 +20,9 @@ TIMEOUT = 10.0  # s, an operation that no error ends; a dead or closed peer ends
 BUILD_DEADLINE = 10.0  # s, for all members to come together
 
 
-def open_store(host: str, port: int = 0) -> StoreServer:
-    """A rendezvous store that listens on `host` only; port 0 picks a free one (`.port` tells it)."""
-    return StoreServer(host, port)
+def open_store(host: str, port: int = 0, ended: Callable[[str], object] = only_log) -> StoreServer:
+    """A rendezvous store that listens on `host` only; port 0 picks a free one (`.port` tells it). ended: see StoreServer."""
+    return StoreServer(host, port, ended)
 
 
 def connect_store(host: str, port: int, timeout: float = 10.0) -> StoreClient:

@@ -10,11 +10,14 @@ import socketserver
 import struct
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import msgpack
 from torch.distributed import DistStoreError, Store
+
+from experts.background import only_log, watch_thread
 
 _LENGTH = struct.Struct(">I")
 _MOST_BYTES = 16 << 20
@@ -22,13 +25,16 @@ _GRACE = 5.0  # s that an answer may take beyond the wait that was asked for
 
 
 class StoreServer:
-    """Listens on `host` only; serves from threads of its own until closed. `port` tells which one was taken."""
+    """Listens on `host` only; serves from threads of its own until closed. `port` tells which one was taken.
 
-    def __init__(self, host: str, port: int = 0) -> None:
+    ended: called from its thread, should it end before that.
+    """
+
+    def __init__(self, host: str, port: int = 0, ended: Callable[[str], object] = only_log) -> None:
         self.host = host
         self._server = _Server((host, port), _Connection)
         self.port: int = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, name="store", daemon=True).start()
+        watch_thread("store", self._server.serve_forever, ended, returns=True)
 
     def close(self) -> None:
         """Stop listening; clients that wait get an error when their wait is over."""

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from experts.background import join_task, watch_task
 from router_svc.api.calls import ApiError, ChatCall, Chunk, GenerateCall, invalid, shortened
 from router_svc.api.openai_answers import Answer, api_error_object
 from router_svc.api.openai_bodies import Body, ChatBody, CompletionBody, SamplingBody
@@ -114,7 +115,10 @@ async def _several(streams: list[AsyncGenerator[Chunk, None]], choices: int) -> 
             end = error
         await queue.put((number, end))
 
-    tasks = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
+    async def failed(what: str) -> None:
+        await queue.put((0, RuntimeError(what)))
+
+    tasks = [watch_task(f"prompt {i}", pump(i, stream), failed, returns=True) for i, stream in enumerate(streams)]
     try:
         left = len(tasks)
         while left:
@@ -197,7 +201,7 @@ async def _unless_gone(request: Request, wanted: Coroutine[Any, Any, T]) -> T:
         while (await request.receive())["type"] != "http.disconnect":
             continue
 
-    work, leave = asyncio.create_task(wanted), asyncio.create_task(gone())
+    work, leave = join_task("answer", wanted), join_task("client", gone())
     try:
         await asyncio.wait([work, leave], return_when=asyncio.FIRST_COMPLETED)
         if not work.done():

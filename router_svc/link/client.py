@@ -3,7 +3,9 @@
 import asyncio
 import logging
 from dataclasses import dataclass
+from functools import partial
 
+from experts.background import watch_task
 from router_svc.api.engines import EngineClient, EventStream
 from router_svc.api.pick import Picker
 from router_svc.link.codec import BadFrame, frame, pack_message, read_frame, unpack_event
@@ -52,7 +54,8 @@ class LinkEngines(EngineClient):
             writer.write(frame(self._secret))
             peer = _Peer(address, reader, writer)
             self._peers[address.rank] = peer
-            self._readers.append(asyncio.create_task(self._read(peer)))
+            name = f"link to rank {address.rank}"
+            self._readers.append(watch_task(name, self._read(peer), partial(self._lost, peer), returns=True))
         self._picker = Picker(list(self._peers))
 
     def show_state(self, state: str, reason: str) -> None:
@@ -90,7 +93,7 @@ class LinkEngines(EngineClient):
         return stream
 
     async def _read(self, peer: _Peer) -> None:
-        """Events of one rank until its connection ends; then its requests fail."""
+        """Events of one rank until its connection ends, well or not; then its requests fail."""
         reason = "the connection ended"
         try:
             while (events := await read_frame(peer.reader)) is not None:
@@ -105,6 +108,10 @@ class LinkEngines(EngineClient):
         except BadFrame as error:
             reason = str(error)
             log.error("link to rank %d: %s", peer.address.rank, error)
+        self._lost(peer, reason)
+
+    def _lost(self, peer: _Peer, reason: str) -> None:
+        """A rank that nobody listens to is as good as gone: its requests fail, and it gets no more."""
         rank = peer.address.rank
         self._picker.drop(rank)
         peer.writer.close()

@@ -5,7 +5,9 @@ import hmac
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+from experts.background import watch_task
 from router_svc.link.codec import BadFrame, frame, pack_event, read_frame, unpack_message
 from router_svc.request import Cancel, Code, EngineRequest, Event, FailedEvent, Hold, Message, TokenEvent
 
@@ -103,7 +105,8 @@ class LinkServer:
             ingress.writer.write(frame(packed))
             unread = ingress.writer.transport.get_write_buffer_size()
             if unread > _UNREAD_LIMIT and ingress.draining is None:
-                ingress.draining = asyncio.create_task(self._drain(ingress))
+                stuck = partial(self._cut, ingress)
+                ingress.draining = watch_task("drain of an ingress", self._drain(ingress), stuck, returns=True)
 
     async def _drain(self, ingress: _Ingress) -> None:
         """Hold an ingress's requests until it has read what was sent."""
@@ -117,6 +120,10 @@ class LinkServer:
             ingress.draining = None
         for request_id in ingress.requests.keys() - ingress.held:
             self._post(Hold(request_id, False))
+
+    def _cut(self, ingress: _Ingress, what: str) -> None:
+        """Nobody would resume what is held: the ingress sees the end of its connection and fails its requests."""
+        ingress.writer.transport.abort()
 
     def _close_choices(self, request_id: str, choices: set[int] | None) -> None:
         """These choices (None = all) have ended or are wanted no more; with the last the request is forgotten."""

@@ -191,3 +191,24 @@ def test_picker_levels_work_and_keeps_prefixes_at_home() -> None:
     assert picker.pick(requests[3]) == picked[3]
     picker.drop(picked[3])
     assert picker.pick(requests[3]) != picked[3]
+
+
+async def test_a_link_whose_reader_fails_fails_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = Sink()
+    server = LinkServer(sink.messages.append, "secret")
+    engines = LinkEngines("secret")
+    await engines.connect([LinkAddress(4, "127.0.0.1", await server.start("127.0.0.1"))])
+    engines.show_state("ready", "")
+    stream = engines.submit(EngineRequest("r", (1, 2), Sampling(max_tokens=5, seed=1)))
+    await sink.wait(1)
+
+    def exits(value: Any) -> Event:
+        raise SystemExit(3)
+
+    monkeypatch.setattr("router_svc.link.client.unpack_event", exits)
+    server.deliver([TokenEvent("r", 0, 0, 0, (7,))])
+    with pytest.raises(StreamFailed, match=r"link to rank 4 ended with SystemExit: 3"):
+        await stream.next()
+    assert engines.state()[0] == "degraded"
+    await sink.wait(2)
+    assert sink.messages[1] == Cancel("r", None), "the rank's work ends with the connection"

@@ -1,0 +1,64 @@
+"""Leases: the ranks' signs of life from the supervisor, one task a rank, so that no rank's trouble is another's.
+
+Knows ranks by their actors' `keep`, and no membership.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from ray.exceptions import RayActorError
+
+from cluster.ranks import RankHandle
+from experts.background import Ended, watch_task
+from experts.lease import RENEW
+
+log = logging.getLogger(__name__)
+
+
+class Leases:
+    """Lives in the supervisor's event loop. hung: a rank did not answer in `patience` s; trouble: a renewal failed
+    in a way that nobody foresaw, told once until one succeeds, and tried again; ended: no renewals come any more."""
+
+    def __init__(
+        self,
+        hung: Callable[[RankHandle], Awaitable[None]],
+        trouble: Callable[[str], None],
+        ended: Ended,
+        patience: float,
+        renew: float = RENEW,
+    ) -> None:
+        self._hung, self._trouble, self._ended = hung, trouble, ended
+        self._patience, self._renew = patience, renew
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def keep(self, handle: RankHandle) -> None:
+        """Renew a rank's lease from now on, for as long as its process lives."""
+        name = f"lease of rank {handle.seat.rank}"
+        self._tasks = [task for task in self._tasks if not task.done()]
+        self._tasks.append(watch_task(name, self._keep(name, handle), self._ended, returns=True))
+
+    def stop(self) -> None:
+        """No more renewals."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _keep(self, name: str, handle: RankHandle) -> None:
+        told = ""
+        while True:
+            try:
+                async with asyncio.timeout(self._patience):
+                    await handle.actor.keep.remote()
+                told = ""
+            except TimeoutError:
+                await self._hung(handle)
+            except RayActorError as error:  # whoever waits on `ended` deals with it
+                log.info("%s can't be kept: %s", handle.title, error)
+                return
+            except Exception as error:  # one bad call must not cost the rank its life
+                what = f"{name} could not be renewed: {type(error).__name__}: {error}"
+                log.exception("%s", what)
+                if what != told:
+                    self._trouble(what)
+                told = what
+            await asyncio.sleep(self._renew)

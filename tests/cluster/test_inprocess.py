@@ -1,0 +1,28 @@
+"""One process: a part that ends though it never should is told by status, health and events."""
+
+import pytest
+
+from router_svc.client import CallError, Client
+from router_svc.client.requests import Retries
+from tests.server import one_process
+
+
+def test_a_step_thread_that_exits_fails_requests_and_degrades(monkeypatch: pytest.MonkeyPatch) -> None:
+    with one_process() as server, Client(server.target, retries=Retries(attempts=1)) as client:
+        assert server.server.rank is not None
+        stream = client.generate_stream([5, 6, 7], max_tokens=900, temperature=0.0, ignore_eos=True)
+        next(stream)
+
+        def exits(*arguments: object) -> None:
+            raise SystemExit(4)
+
+        monkeypatch.setattr(server.server.rank.engine, "_count", exits)
+        with pytest.raises(CallError, match="step-loop ended with SystemExit: 4") as caught:
+            list(stream)
+        assert caught.value.code == "UNAVAILABLE"
+        status = client.status(events=True)
+        assert status["state"] == "degraded"
+        assert "step-loop" in status["reason"]
+        assert [event["kind"] for event in status["events"]][-1] == "degraded"
+        with pytest.raises(CallError, match="the server is degraded"):
+            client.generate([5], max_tokens=2)
