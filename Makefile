@@ -1,17 +1,15 @@
 # Two commands do all the set-up: `make demo` and `make test`. Both create .venv first.
-PYTHON ?= python3.11
+PYTHON ?=
+TORCH ?= auto
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
-STAMP := .venv/.installed
 
 .PHONY: venv demo test test-slow lint format bench dist proto clean
 
-venv: $(STAMP)
-
-$(STAMP): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; set PYTHON to a Python 3.11 or newer" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $(STAMP)
+# PYTHON: the interpreter, else the first of python3.11, 3.12, 3.13 that works. TORCH: auto takes a CPU build on Linux
+# without an NVIDIA driver; cpu, cuda. TORCH_CPU_INDEX: where CPU builds are looked for after the configured index.
+venv:
+	@PYTHON='$(PYTHON)' TORCH='$(TORCH)' TORCH_CPU_INDEX='$(TORCH_CPU_INDEX)' .ci/venv
 
 demo: venv
 	$(BIN)/python -m cluster.demo

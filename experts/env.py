@@ -1,6 +1,8 @@
 """Every environment variable that `experts` reads. A malformed value is an error, not a default."""
 
+import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 from experts.errors import UserError
@@ -21,7 +23,16 @@ def compiler() -> str:
     return os.environ.get("CC", "cc")
 
 
-def kernel_cache() -> Path:
-    """XDG_CACHE_HOME (else ~/.cache): where built kernels are kept, in a folder of their own."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tokenyard" / "kernels"
+def kernel_folders() -> list[Path]:
+    """Where built kernels are looked for and kept, first choice first: TOKENYARD_KERNEL_CACHE, a folder of the user's
+    cache (XDG_CACHE_HOME, else ~/.cache), one in the folder of temporary files.
+    """
+    folders = []
+    if given := os.environ.get("TOKENYARD_KERNEL_CACHE"):
+        folders.append(Path(given))
+    with contextlib.suppress(RuntimeError):  # a user id without HOME and without an entry in /etc/passwd
+        cache = os.environ.get("XDG_CACHE_HOME")
+        folders.append((Path(cache) if cache else Path.home() / ".cache") / "tokenyard" / "kernels")
+    with contextlib.suppress(OSError):  # no folder for temporary files can be written
+        folders.append(Path(tempfile.gettempdir()) / f"tokenyard-kernels-{os.getuid()}")
+    return folders

@@ -18,7 +18,7 @@ from experts.kernels.build import BuildFailed, best_target, library, processor_f
 
 FloatArray = npt.NDArray[np.float64]
 _FOLDER = Path(__file__).parent / "kernels"
-_FILES = tuple(_FOLDER / name for name in ("improve.c", "layout.c", "rows.h", "problem.h"))
+SOURCES = tuple(_FOLDER / name for name in ("improve.c", "layout.c", "rows.h", "problem.h"))
 
 
 class _Problem(ctypes.Structure):
@@ -110,7 +110,7 @@ class LayerPlanner:
 def _library() -> Any:
     """The built library. Raises UserError where there is no compiler: the planner has no other form."""
     try:
-        built = ctypes.CDLL(str(library(best_target(processor_flags()), _FILES)))
+        built = ctypes.CDLL(str(library(best_target(processor_flags()), SOURCES)))
     except (BuildFailed, OSError) as error:
         raise UserError(str(error), "a C compiler (cc), which the planner needs", "this machine") from None
     pointer = ctypes.c_void_p

@@ -1,19 +1,24 @@
-"""Builds the C kernels with the system's compiler at first use, one library per instruction set, and keeps them.
+"""Builds the C kernels with the system's compiler, one library per instruction set, and keeps them.
 
+`make venv` and the container image build them ahead (cluster/kernels.py); what is missing is built at first use.
 Knows files and the compiler; not what the kernels do.
 """
 
 import hashlib
+import logging
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 from experts import env
 
+log = logging.getLogger(__name__)
+
 _HERE = Path(__file__).parent
-_SOURCES = (_HERE / "swiglu.c", _HERE / "split.c", _HERE / "grouped.h", _HERE / "lanes.h")
+SOURCES = (_HERE / "swiglu.c", _HERE / "split.c", _HERE / "grouped.h", _HERE / "lanes.h")
 _FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
 _TARGETS = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx2", "-mfma"),
@@ -45,10 +50,15 @@ def processor_flags() -> set[str]:
     return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
 
 
-def library(target: str, files: tuple[Path, ...] = _SOURCES) -> Path:
+def targets() -> tuple[str, ...]:
+    """What can be built on this kind of processor, the widest first."""
+    return tuple(_TARGETS) if platform.machine() in ("x86_64", "AMD64") else ("portable",)
+
+
+def library(target: str, files: tuple[Path, ...] = SOURCES) -> Path:
     """The library built of `files` (C sources and their headers) for `target`, compiled if it is not there yet.
 
-    Raises BuildFailed.
+    That is logged in one line, as it takes seconds. Raises BuildFailed.
     """
     try:
         sources = [file.read_bytes() for file in files]
@@ -57,16 +67,48 @@ def library(target: str, files: tuple[Path, ...] = _SOURCES) -> Path:
     command = [env.compiler(), *_FLAGS, *_TARGETS[target]]
     what = repr((command, platform.machine())).encode()
     digest = hashlib.sha256(b"\0".join([*sources, what])).hexdigest()[:16]
-    path = env.kernel_cache() / f"{target}-{digest}.so"
-    if not path.exists():
-        _compile([*command, *(str(file) for file in files if file.suffix == ".c")], path)
+    name = f"{target}-{digest}.so"
+    for folder in env.kernel_folders():
+        if _is_ours(folder) and _is_ours(folder / name):
+            return folder / name
+    if shutil.which(command[0]) is None:
+        raise BuildFailed(f"no C compiler: {command[0]} not found")
+    path = _folder_to_keep() / name
+    log.warning("compiling C kernels (%s) into %s, once", target, path.parent)
+    _compile([*command, *(str(file) for file in files if file.suffix == ".c")], path)
     return path
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether only root and this user can have written `path`: code of anybody else is not loaded."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return found.st_uid in (0, os.getuid()) and not found.st_mode & 0o022
+
+
+def _folder_to_keep() -> Path:
+    """The first of the folders for kernels that can be written. Raises BuildFailed."""
+    refused = []
+    for folder in env.kernel_folders():
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            refused.append(f"{folder}: {error.strerror}")
+            continue
+        if not _is_ours(folder):
+            refused.append(f"{folder}: others can write to it")
+        elif os.access(folder, os.W_OK | os.X_OK):
+            return folder
+        else:
+            refused.append(f"{folder}: can't be written")
+    raise BuildFailed("no folder to keep kernels in (" + "; ".join(refused) + ")")
 
 
 def _compile(command: list[str], path: Path) -> None:
     """Into a file of its own first, so that ranks that start together never see half a library."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(suffix=".so", dir=path.parent)
         os.close(handle)
     except OSError as error:
@@ -75,6 +117,7 @@ def _compile(command: list[str], path: Path) -> None:
         done = subprocess.run([*command, "-o", part, "-lm"], capture_output=True, text=True, timeout=120)
         if done.returncode:
             raise BuildFailed(f"{command[0]}: {(done.stderr.strip().splitlines() or ['failed without a word'])[0]}")
+        os.chmod(part, 0o755)  # an image's kernels are read by any user id
         os.replace(part, path)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildFailed(f"{command[0]}: {error}") from error
