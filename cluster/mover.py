@@ -20,7 +20,6 @@ from experts.placement import Change, Placement
 from experts.weights_server import MoveFailed, PeerSlot
 
 T = TypeVar("T")
-_STAGE_SECONDS = 15.0  # for fetching a round's experts, beside what their bytes take
 _SWITCH_SECONDS = 10.0  # for all ranks to end a step under a placement that all offered
 Note = Callable[[str, str], None]  # kind and text of an event
 
@@ -45,11 +44,13 @@ class RankPort(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MoveLimits:
-    """expert_bytes: of one slot; bandwidth: bytes/s of moves into a rank; staged_bytes: of a rank, in one round."""
+    """expert_bytes: of one slot; bandwidth: bytes/s of moves into a rank; staged_bytes: of a rank, in one round;
+    stage_seconds: for fetching a round's experts, beside what their bytes take."""
 
     expert_bytes: int
     bandwidth: float = 500e6
     staged_bytes: int = 64 << 20
+    stage_seconds: float = 15.0
 
     @property
     def staged(self) -> int:
@@ -109,7 +110,7 @@ class Mover:
         limits, changes = self._limits, self.placement.diff(target)
         per_rank = {port.rank: self._moves(port, changes) for port in self._experts}
         most = max(map(len, per_rank.values()), default=0)
-        deadline = _STAGE_SECONDS + 5 * most * limits.expert_bytes / limits.bandwidth
+        deadline = limits.stage_seconds + 5 * most * limits.expert_bytes / limits.bandwidth
         calls = [port.stage(per_rank[port.rank], limits.bandwidth) for port in self._experts]
         told = await _within(deadline, asyncio.gather(*calls), f"fetching {most} experts")
         each = [(port, one) for port, staged in zip(self._experts, told, strict=True) for one in staged]

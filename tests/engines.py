@@ -2,7 +2,6 @@
 
 import queue
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +22,7 @@ from router_svc.engine.step_loop import Engine
 from router_svc.models.decoder import build_model
 from router_svc.models.registry import load_spec
 from router_svc.request import EngineRequest, Event, FailedEvent, Sampling, TokenEvent
+from tests.patience import PATIENCE, wait_until
 
 
 def sampling(max_tokens: int, **fields: object) -> Sampling:
@@ -70,7 +70,7 @@ class Harness:
         for event in events:
             self.events.put(event)
 
-    def collect(self, choices: int, timeout: float = 60.0) -> dict[tuple[str, int], list[Event]]:
+    def collect(self, choices: int, timeout: float = PATIENCE) -> dict[tuple[str, int], list[Event]]:
         """Events until `choices` choices (or failed requests) have ended, by (request, choice); -1 for failures."""
         got: dict[tuple[str, int], list[Event]] = {}
         ended = 0
@@ -88,15 +88,14 @@ class Harness:
         got = self.collect(sum(request.n for request in requests))
         return [tokens_of(got[request.request_id, choice]) for request in requests for choice in range(request.n)]
 
-    def quiet(self, timeout: float = 5.0) -> None:
+    def quiet(self) -> None:
         """Wait until nothing runs; fails if blocks stay held."""
-        until = time.monotonic() + timeout
-        while time.monotonic() < until:
+
+        def idle() -> bool:
             stats = self.engine.stats()
-            if not (stats.running or stats.waiting or stats.kv_blocks_held):
-                return
-            time.sleep(0.01)
-        raise AssertionError(f"still busy: {self.engine.stats()}")
+            return not (stats.running or stats.waiting or stats.kv_blocks_held)
+
+        wait_until(idle, "an engine that holds nothing")
 
 
 def tokens_of(events: list[Event]) -> list[int]:
@@ -118,5 +117,5 @@ def running(folder: Path, **config: int | bool) -> Iterator[Harness]:
         yield harness
     finally:
         harness.engine.stop()
-        harness.thread.join(20)
+        harness.thread.join(PATIENCE)
         assert not harness.thread.is_alive(), "the step loop did not end"

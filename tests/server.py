@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +13,7 @@ from cluster.inprocess import LocalServer
 from cluster.plan import make_plan
 from router_svc.demo_model.path import checkpoint_path
 from router_svc.engine.step_loop import EngineStats
+from tests.patience import PATIENCE, wait_until
 
 
 class RunningServer:
@@ -28,23 +28,20 @@ class RunningServer:
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine in the server's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
 
     def stats(self) -> EngineStats:
         """The engine's."""
         assert self.server.rank is not None
         return self.server.rank.engine.stats()
 
-    def quiet(self, timeout: float = 5.0) -> None:
+    def quiet(self) -> None:
         """Wait until nothing runs and no block is held; fails otherwise."""
-        self.until(lambda stats: not (stats.running or stats.waiting or stats.kv_blocks_held), timeout)
+        self.until(lambda stats: not (stats.running or stats.waiting or stats.kv_blocks_held))
 
-    def until(self, seen: Callable[[EngineStats], bool], timeout: float = 5.0) -> None:
+    def until(self, seen: Callable[[EngineStats], bool]) -> None:
         """Wait until the engine's stats are as wished; fails otherwise."""
-        end = time.monotonic() + timeout
-        while not seen(self.stats()):
-            assert time.monotonic() < end, f"still {self.stats()}"
-            time.sleep(0.01)
+        wait_until(lambda: seen(self.stats()), "the engine's stats as wished")
 
 
 @contextmanager
@@ -58,10 +55,10 @@ def one_process(folder: Path | None = None, **options: Any) -> Iterator[RunningS
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     server = LocalServer(plan)
-    asyncio.run_coroutine_threadsafe(server.start(), loop).result(60)
     try:
+        asyncio.run_coroutine_threadsafe(server.start(), loop).result(PATIENCE)
         yield RunningServer(server, loop)
     finally:
-        asyncio.run_coroutine_threadsafe(server.stop(0.2), loop).result(30)
+        asyncio.run_coroutine_threadsafe(server.stop(0.2), loop).result(PATIENCE)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(PATIENCE)

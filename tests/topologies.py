@@ -22,6 +22,7 @@ from router_svc.engine.step_loop import Engine
 from router_svc.models.decoder import build_model
 from router_svc.request import EngineRequest, Event
 from tests.engines import tokens_of
+from tests.patience import PATIENCE
 
 TOPOLOGIES = {
     "1+0": {"attention_workers": 1, "expert_workers": 0},
@@ -44,7 +45,7 @@ class ThreadCluster:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        record = EpochRecord(Membership(1, self.plan.seats), "127.0.0.1", self.store.port, 20.0)
+        record = EpochRecord(Membership(1, self.plan.seats), "127.0.0.1", self.store.port, PATIENCE)
         for seat in self.plan.seats:
             order = RankOrder(
                 seat.rank, self.plan.folder, self.plan.spec.experts, self.plan.placement, self.plan.dtype, "cpu",
@@ -55,7 +56,7 @@ class ThreadCluster:
         for thread in joins:
             thread.start()
         for thread in joins:
-            thread.join(30)
+            thread.join(PATIENCE)
         for seat, member in zip(self.seats, self.plan.seats, strict=True):
             assert seat.layers is not None, "a rank did not join"
             assert seat.exchange is not None, "a rank did not join"
@@ -76,18 +77,23 @@ class ThreadCluster:
         got: dict[str, list[Event]] = {request.request_id: [] for request in requests}
         left = len(requests)
         while left:
-            event = self.events.get(timeout=60)
+            event = self.events.get(timeout=PATIENCE)
             got[event.request_id].append(event)
             left -= getattr(event, "finish_reason", "failed") is not None
         return [tokens_of(got[request.request_id]) for request in requests]
 
     def stop(self) -> None:
-        self.engines[0].stop()
-        for thread in self._threads:
-            thread.join(20)
-            assert not thread.is_alive(), "a step loop did not end"
-        for seat in self.seats:
-            seat.leave()
+        """End every loop and drop what `start` made, also where it failed halfway."""
+        for engine in self.engines[:1]:
+            engine.stop()
+        try:
+            for thread in self._threads:
+                thread.join(PATIENCE)
+                assert not thread.is_alive(), "a step loop did not end"
+        finally:
+            for seat in self.seats:
+                seat.leave()
+            self.store.close()
 
     def _join(self, seat: RankSeat, record: EpochRecord) -> None:
         seat.load(lambda done, total: None)
@@ -122,7 +128,9 @@ def plan_for(folder: Path, topology: str, **options: object) -> ServePlan:
 def running(folder: Path, topology: str, **options: object) -> Iterator[ThreadCluster]:
     """A started cluster of threads; its loops must end cleanly."""
     cluster = ThreadCluster(plan_for(folder, topology, **options))
-    cluster.start()
-    yield cluster
-    cluster.stop()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
     assert not [reason for reason in cluster.lost if reason], cluster.lost

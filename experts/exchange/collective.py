@@ -19,7 +19,7 @@ from experts.exchange.block import BlockForm, Blocks, Stamp, write_stamp
 from experts.exchange.flight import Combine, Dispatch, Plan
 from experts.exchange.guard import GuardedGroup
 from experts.exchange.routing import Tables
-from experts.exchange.sizes import bucket, pads
+from experts.exchange.sizes import COLLECTIVE_BYTES, bucket, pads
 from experts.exchange.split import SplitPolicy
 from experts.exchange.transport import Group
 from experts.exchange.wire import Route, StepHeader, StepWish, share_prefill
@@ -59,7 +59,8 @@ class CollectiveExchange(Exchange):
     """One member's end, in one epoch after another. Groups belong to the exchange once it has them: `close` drops them.
 
     rank: this member's seat; placement: of seats 0 .. R-1, of which those without a member hold nothing; form: what rows
-    look like; budget: tokens of a whole step over all ranks; policy: of the split. Every method raises RankLost once a member is
+    look like; budget: tokens of a whole step over all ranks; policy: of the split;
+    collective_bytes: see `sizes`. Every method raises RankLost once a member is
     gone, a payload is of another step, or the exchange was closed.
     """
 
@@ -74,11 +75,12 @@ class CollectiveExchange(Exchange):
         form: BlockForm,
         budget: int,
         policy: SplitPolicy | None = None,
+        collective_bytes: int = COLLECTIVE_BYTES,
     ) -> None:
         assert membership.index(rank) == group.index, (rank, group.index)
         self.counters = ExchangeCounters()
         self._rank = rank
-        self._form, self._budget = form, budget
+        self._form, self._budget, self._collective_bytes = form, budget, collective_bytes
         self._experts_per_layer = placement.experts
         self._lock = threading.Lock()  # of what other threads leave for the step thread
         self._tables = Tables(placement, membership, policy or SplitPolicy())
@@ -141,7 +143,7 @@ class CollectiveExchange(Exchange):
         tokens = tuple(d + p for d, p in zip(decode, prefill, strict=True))
         form = self._form
         row_bytes = form.dispatch_bytes(1) + form.combine_bytes(1)
-        self._padded = pads(tokens, len(self._group.holders), form.top_k, row_bytes)
+        self._padded = pads(tokens, len(self._group.holders), form.top_k, row_bytes, self._collective_bytes)
         stop = any(row.stop for row in rows)
         self._header = StepHeader(self.epoch, step, min(row.version for row in rows), tokens, prefill, stop)
         self.counters.steps += 1

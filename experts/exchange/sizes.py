@@ -14,12 +14,15 @@ def bucket(tokens: int) -> int:
     return 1 << (tokens - 1).bit_length() if 0 < tokens <= 8 else -(-tokens // 8) * 8
 
 
-def pads(tokens: tuple[int, ...], expert_ranks: int, top_k: int, row_bytes: int) -> bool:
-    """Whether padding costs less than a third collective. tokens: per member; row_bytes: one token's, both ways.
+def pads(
+    tokens: tuple[int, ...], expert_ranks: int, top_k: int, row_bytes: int, collective_bytes: int = COLLECTIVE_BYTES
+) -> bool:
+    """Whether padding costs less than a third collective. tokens: per member; row_bytes: one token's, both ways;
+    collective_bytes: what a collective costs.
 
     A token whose K experts fall evenly on R ranks misses one of them with probability (1 - 1/R)^K: what is kept for
     it there, on the busiest link, is the waste.
     """
     hit = 1 - (1 - 1 / expert_ranks) ** top_k
     waste = [(bucket(n) - n * hit) * row_bytes for n in tokens]
-    return max(sum(waste), max(waste) * (expert_ranks - 1)) <= COLLECTIVE_BYTES
+    return max(sum(waste), max(waste) * (expert_ranks - 1)) <= collective_bytes

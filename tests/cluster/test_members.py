@@ -20,6 +20,7 @@ from experts.rank_loop import ExpertRankLoop
 from tests import checkpoints
 from tests.cluster.seat_ports import SETTINGS, SeatPort, requests
 from tests.engines import renamed
+from tests.patience import PATIENCE
 from tests.topologies import ThreadCluster, running
 
 
@@ -55,7 +56,7 @@ class Elastic:
     async def _change(self, after: dict[int, RankSeat], joining: RankSeat | None) -> None:
         epoch = next(self._epochs)
         members = Membership(epoch, tuple(self._members[rank] for rank in sorted(after)))
-        record = EpochRecord(members, "127.0.0.1", self.cluster.store.port, 20.0, planned=True)
+        record = EpochRecord(members, "127.0.0.1", self.cluster.store.port, PATIENCE, planned=True)
         work: list[Callable[[], object]] = [lambda seat=seat: seat.prepare(record) for seat in self.seats.values()]
         if joining is not None:
             work.append(lambda: joining.join(record))
@@ -121,7 +122,7 @@ def test_a_rank_leaves_and_joins_under_load_and_answers_stay(topology: str, fold
             asyncio.run(live())
         finally:
             done.set()
-            thread.join(60)
+            thread.join(PATIENCE)
         assert not wrong
         assert next(served) > 5, "answers came all the while"
         epochs = {row.epoch for row in elastic.balancer.counted}
@@ -138,9 +139,9 @@ def test_members_change_while_nobody_has_tokens(folder: Path) -> None:
         async def idle() -> None:
             for _ in range(4):
                 await asyncio.sleep(0.1)  # all sleep by now
-                await asyncio.wait_for(elastic.release(1), 10)
+                await asyncio.wait_for(elastic.release(1), PATIENCE)
                 await asyncio.sleep(0.1)
-                await asyncio.wait_for(elastic.admit(1), 10)
+                await asyncio.wait_for(elastic.admit(1), PATIENCE)
 
         asyncio.run(idle())
         assert cluster.complete(renamed(requests(1), "b")) == quiet

@@ -116,11 +116,11 @@ def test_many_rounds_when_little_may_be_staged(folder: Path) -> None:
         assert balancer.rebalances == 2
 
 
-def test_a_stuck_transfer_is_told_and_leaves_the_placement(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stuck_transfer_is_told_and_leaves_the_placement(folder: Path) -> None:
     with running(folder, "1+2", num_redundant_experts=4) as cluster:
-        events = EventLog()
-        balancer, ports = balancer_of(cluster, Shuffle(), events)
-        monkeypatch.setattr("cluster.mover._STAGE_SECONDS", 0.3)
+        events, ports = EventLog(), ports_of(cluster)
+        settings = replace(SETTINGS, moves=replace(SETTINGS.moves, stage_seconds=2.0))
+        balancer = Balancer(ports, cluster.plan.placement, Shuffle(), settings, events)
 
         async def live() -> None:
             quiet = await asyncio.to_thread(cluster.complete, requests(1))

@@ -12,6 +12,7 @@ from experts.errors import UserError
 from router_svc.client import Client
 from router_svc.demo_model.path import checkpoint_path
 from tests.e2e.conftest import Starter
+from tests.patience import PATIENCE
 
 QUESTIONS = [f"{a}+{b}=?" for a, b in ((123, 456), (777, 288), (905, 95), (310, 641), (58, 999), (444, 555))]
 
@@ -56,7 +57,7 @@ def test_a_rank_is_exchanged_under_streams(start_cluster: Starter) -> None:
             finally:
                 done.set()
             for one in loads:
-                one.result(60)
+                one.result(2 * PATIENCE)
         status = client.status(events=True)
         assert not wrong
         assert len(asked) >= 4
@@ -74,6 +75,6 @@ def test_a_rank_is_exchanged_under_streams(start_cluster: Starter) -> None:
         width = placement.slots_per_rank
         assert any(expert >= 0 for expert in slots[width : 2 * width]), "the new process got experts"
         time.sleep(0.5)  # idle ranks sleep, and are woken for their last step
-        ray.get(supervisor.release.remote(0), timeout=20)
+        ray.get(supervisor.release.remote(0), timeout=PATIENCE)
         assert client.status()["state"] == "ready"
         assert answer(QUESTIONS[0]) == quiet[QUESTIONS[0]]

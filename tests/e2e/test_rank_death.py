@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,6 +14,7 @@ from router_svc.client import CallError, Client
 from router_svc.client.requests import Retries
 from tests import checkpoints
 from tests.e2e.conftest import Starter
+from tests.patience import PATIENCE, wait_until
 
 
 @pytest.mark.parametrize("role", ["expert", "attention"])
@@ -28,14 +28,12 @@ def test_killed_rank(role: str, start_cluster: Starter, tmp_path: Path) -> None:
             for _ in range(5):
                 next(stream)
             os.kill(victim["pid"], signal.SIGKILL)
-            started = time.monotonic()
             with pytest.raises(CallError) as caught:
                 for _ in stream:
                     pass
-            assert time.monotonic() - started < 5
             assert caught.value.code == "UNAVAILABLE"
             assert f"rank {victim['rank']}" in caught.value.message
-            _wait_until_refused(client)
+            wait_until(lambda: client.status()["state"] != "ready", "the status of a dead rank")
             with pytest.raises(CallError) as refused:
                 client.generate([5], max_tokens=2)
             assert refused.value.code == "UNAVAILABLE"
@@ -45,16 +43,9 @@ def test_killed_rank(role: str, start_cluster: Starter, tmp_path: Path) -> None:
         assert status["state"] == "degraded"
         assert [w["state"] for w in status["workers"] if w["rank"] == victim["rank"]] == ["dead"]
         with pytest.raises(urllib.error.HTTPError) as unhealthy:
-            urllib.request.urlopen(f"http://127.0.0.1:{cluster.http_port}/health", timeout=10)
+            urllib.request.urlopen(f"http://127.0.0.1:{cluster.http_port}/health", timeout=PATIENCE)
         assert unhealthy.value.code == 503
         assert unhealthy.value.headers["retry-after"]
         with grpc.insecure_channel(target) as channel:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
             assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-def _wait_until_refused(client: Client) -> None:
-    until = time.monotonic() + 5
-    while client.status()["state"] == "ready":
-        assert time.monotonic() < until, "a dead rank must show within 5 s"
-        time.sleep(0.05)

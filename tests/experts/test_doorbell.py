@@ -4,6 +4,7 @@ import threading
 import time
 
 from experts.doorbell import Doorbell
+from tests.patience import PATIENCE
 
 
 def test_a_ring_before_the_wait_is_not_lost() -> None:
@@ -41,6 +42,6 @@ def test_waiters_wake_and_do_not_spin() -> None:
     assert not woken.is_set()
     bell.ring((0, 1))
     for thread in threads:
-        thread.join(5)
+        thread.join(PATIENCE)
     assert woken.is_set()
     assert not any(thread.is_alive() for thread in threads)

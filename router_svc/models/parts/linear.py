@@ -20,12 +20,16 @@ _MANY_ROWS = 48  # from here on F.linear is the faster of the plain forms
 class Linear:
     """y = x W^T + b for x [T, M]. weight: [N, M] in any float dtype; bias: [N] or None.
 
-    keep: someone else needs the weight as it is (a tied embedding), so that packing would double it.
+    keep: someone else needs the weight as it is (a tied embedding), so that packing would double it;
+    onednn: whether oneDNN multiplies bfloat16 here, None = find out.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, keep: bool = False) -> None:
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, keep: bool = False, onednn: bool | None = None
+    ) -> None:
         self._on_cpu = weight.device.type == "cpu"
-        self._fast_bfloat16 = self._on_cpu and weight.dtype == torch.bfloat16 and _onednn_bfloat16()
+        multiplies = _onednn_bfloat16() if onednn is None else onednn
+        self._fast_bfloat16 = self._on_cpu and weight.dtype == torch.bfloat16 and multiplies
         self._widens = self._on_cpu and weight.dtype == torch.bfloat16 and not self._fast_bfloat16
         self._packed = not keep and self._fast_bfloat16
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS) if self._packed else weight

@@ -9,8 +9,10 @@ import torch
 from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
 from experts.exchange.group import build_group, connect_store, open_store
+from experts.exchange.sizes import COLLECTIVE_BYTES
 from experts.membership import Member, Membership
 from experts.placement import Placement
+from tests.patience import PATIENCE
 
 
 def membership(attention: int, experts: int, colocate: bool = False, epoch: int = 0) -> Membership:
@@ -27,8 +29,9 @@ def run_members(
     form: BlockForm,
     body: Callable[[CollectiveExchange, Member], Any],
     budget: int = 1024,
-    timeout: float = 20.0,
+    timeout: float = PATIENCE,
     device: str = "cpu",
+    collective_bytes: int = COLLECTIVE_BYTES,
 ) -> list[Any]:
     """Run `body` in a thread per member; their results in order. The first error is raised."""
     store = open_store("127.0.0.1")
@@ -38,9 +41,11 @@ def run_members(
     def main(index: int, seat: Member) -> None:
         try:
             place = f"cuda:{index}" if device == "cuda" else device
-            client = connect_store("127.0.0.1", store.port, 10)
-            group = build_group(client, members.epoch, index, members.size, place, "127.0.0.1", timeout)
-            exchange = CollectiveExchange(group, members, seat.rank, placement, form, budget)
+            client = connect_store("127.0.0.1", store.port, PATIENCE)
+            group = build_group(client, members.epoch, index, members.size, place, "127.0.0.1", timeout, PATIENCE)
+            exchange = CollectiveExchange(
+                group, members, seat.rank, placement, form, budget, collective_bytes=collective_bytes
+            )
             del group
             try:
                 results[index] = body(exchange, seat)
@@ -53,7 +58,7 @@ def run_members(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(2 * PATIENCE)
     store.close()
     if errors:
         raise errors[0]

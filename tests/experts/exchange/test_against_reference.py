@@ -4,7 +4,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experts.exchange import sizes
 from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
 from experts.exchange.reference import exchange_layer
@@ -52,11 +51,7 @@ def test_equals_the_reference(
         y = compute(seat.rank, batch)
         return exchange.combine(handle, y).wait()
 
-    limit, sizes.COLLECTIVE_BYTES = sizes.COLLECTIVE_BYTES, -1 if exact else 1 << 30
-    try:
-        got = run_members(members, placement, form, body)
-    finally:
-        sizes.COLLECTIVE_BYTES = limit
+    got = run_members(members, placement, form, body, collective_bytes=-1 if exact else 1 << 30)
     table = SplitTable.of(placement, 0)
     if exact:
         together = split(table, torch.cat([ids for _, ids, _ in inputs]).numpy())

@@ -21,6 +21,7 @@ from experts.placement import Placement
 from experts.spec import ExpertNames, ExpertsSpec
 from tests.experts.exchange.groups import random_inputs
 from tests.experts.small_experts import all_weights
+from tests.patience import PATIENCE
 
 SPEC = ExpertsSpec((0,), 8, 2, 16, 8, "silu", ExpertNames(*("unused",) * 5))
 FORM = BlockForm(SPEC.hidden, SPEC.top_k, torch.float32)
@@ -43,10 +44,10 @@ class Node:
         self.headers: list[StepHeader] = []
         self.error: BaseException | None = None
 
-    def build(self, members: Membership, deadline: float = 5.0) -> Any:
-        client = connect_store("127.0.0.1", self._store.port, 10)
+    def build(self, members: Membership, deadline: float = PATIENCE) -> Any:
+        client = connect_store("127.0.0.1", self._store.port, PATIENCE)
         index = members.index(self.seat.rank)
-        return build_group(client, members.epoch, index, members.size, "cpu", "127.0.0.1", 10, deadline)
+        return build_group(client, members.epoch, index, members.size, "cpu", "127.0.0.1", PATIENCE, deadline)
 
     def offer(self, members: Membership) -> None:
         self.exchange.offer_epoch(members, self.build(members) if members.seats(self.seat.rank) else None)
@@ -71,7 +72,7 @@ def together(*work: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(2 * PATIENCE)
     assert not any(thread.is_alive() for thread in threads), "a member is stuck"
     if errors:
         raise errors[0]
@@ -83,10 +84,12 @@ def nodes() -> Any:
     store = open_store("127.0.0.1")
     members = membership(1, 0, 1, 2, 3)
     made = together(*(lambda seat=seat: Node(store, seat, members) for seat in SEATS))
-    yield made
-    for node in made:
-        node.exchange.close()
-    store.close()
+    try:
+        yield made
+    finally:
+        for node in made:
+            node.exchange.close()
+        store.close()
 
 
 def test_a_member_leaves_and_another_process_joins_on_its_seat(nodes: list[Node]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from torch.distributed import DistStoreError, PrefixStore
 
 from experts.exchange.store import StoreClient, StoreServer
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_get_waits_for_the_key_and_holds_up_no_clone(server: StoreServer) -> Non
     time.sleep(0.1)
     assert not got
     other.set("late", "now")
-    thread.join(5)
+    thread.join(PATIENCE)
     assert got == [b"now"]
 
 

@@ -15,13 +15,14 @@ from router_svc.api.calls import Chunk
 from router_svc.api.http import BODY_LIMIT
 from router_svc.api.http_generate import _several
 from router_svc.client import Client
+from tests.patience import PATIENCE
 from tests.server import RunningServer, one_process
 
 
 def send(
     server: RunningServer, method: str, path: str, body: bytes | None = None, **headers: str
 ) -> tuple[int, Any, Any]:
-    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=PATIENCE)
     try:
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
@@ -153,7 +154,7 @@ def test_a_stream_that_waits_is_dropped_when_its_client_goes() -> None:
         next(first)
         for stream in (True, False):
             place = urlsplit(small.url)
-            waiting = http.client.HTTPConnection(place.netloc, timeout=30)
+            waiting = http.client.HTTPConnection(place.netloc, timeout=PATIENCE)
             body = json.dumps({"prompt": "Once", "max_tokens": 1800, "ignore_eos": True, "stream": stream})
             waiting.request("POST", "/v1/completions", body)
             small.until(lambda stats: stats.waiting == 1)
@@ -188,7 +189,7 @@ def test_full_queue_is_429_with_a_hint() -> None:
         try:
             refused = None
             for _ in range(4):
-                wire = http.client.HTTPConnection(place.netloc, timeout=30)
+                wire = http.client.HTTPConnection(place.netloc, timeout=PATIENCE)
                 wires.append(wire)
                 wire.request("POST", "/v1/completions", body)
                 if len(wires) in (1,):

@@ -8,6 +8,7 @@ import pytest
 from router_svc.request import Cancel, Code, EngineRequest, FailedEvent, Hold
 from tests import checkpoints
 from tests.engines import running, sampling, tokens_of
+from tests.patience import PATIENCE
 
 BLOCK = 16
 
@@ -100,7 +101,7 @@ def test_readers_that_come_back_at_once_run_beyond_the_batch(folder: Path) -> No
         for request in requests:
             harness.engine.post(request)
         while len(held) < 9:
-            event = harness.events.get(timeout=20)
+            event = harness.events.get(timeout=PATIENCE)
             assert not isinstance(event, FailedEvent)
             seen[event.request_id].extend(event.token_ids)
             if event.request_id not in held:
@@ -109,7 +110,7 @@ def test_readers_that_come_back_at_once_run_beyond_the_batch(folder: Path) -> No
         for request in requests:
             harness.engine.post(Hold(request.request_id, False))
         while any(len(tokens) < 40 for tokens in seen.values()):
-            event = harness.events.get(timeout=20)
+            event = harness.events.get(timeout=PATIENCE)
             assert not isinstance(event, FailedEvent)
             seen[event.request_id].extend(event.token_ids)
         assert list(seen.values()) == wanted

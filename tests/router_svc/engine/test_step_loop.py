@@ -11,6 +11,7 @@ from router_svc.engine.prefix import PrefixChain
 from router_svc.request import Cancel, Code, EngineRequest, FailedEvent, Hold, TokenEvent
 from tests import checkpoints
 from tests.engines import Harness, running, sampling, tokens_of
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_logprobs_of_output_and_prompt(folder: Path) -> None:
 def wait_for_tokens(harness: Harness, request_id: str, count: int) -> None:
     seen = 0
     while seen < count:
-        event = harness.events.get(timeout=20)
+        event = harness.events.get(timeout=PATIENCE)
         seen += event.request_id == request_id
 
 
@@ -131,13 +132,13 @@ def test_an_id_may_come_again_right_after_its_cancel(folder: Path) -> None:
         for attempt in range(40):
             harness.engine.post(EngineRequest("same", PROMPTS[1], sampling(900), n=2, attempt=attempt))
             if attempt % 3:
-                while harness.events.get(timeout=20).attempt != attempt:
+                while harness.events.get(timeout=PATIENCE).attempt != attempt:
                     continue
             harness.engine.post(Cancel("same"))
         harness.engine.post(EngineRequest("same", PROMPTS[1], sampling(6), attempt=99))
         got: list[int] = []
         while len(got) < 6:
-            event = harness.events.get(timeout=20)
+            event = harness.events.get(timeout=PATIENCE)
             assert isinstance(event, TokenEvent), event
             got.extend(event.token_ids if event.attempt == 99 else ())
         assert got == wanted
@@ -162,7 +163,7 @@ def test_held_request_pauses_alone_and_resumes(folder: Path) -> None:
         harness.engine.post(EngineRequest("o", PROMPTS[2], sampling(30)))
         seen = []
         while not seen or seen[-1].request_id != "o" or seen[-1].finish_reason is None:  # type: ignore[union-attr]
-            seen.append(harness.events.get(timeout=20))
+            seen.append(harness.events.get(timeout=PATIENCE))
         assert sum(event.request_id == "h" for event in seen) < 100
         steps = harness.engine.stats().steps
         time.sleep(0.1)
@@ -181,7 +182,7 @@ def test_full_queue_refuses_with_a_hint(folder: Path) -> None:
             harness.engine.post(EngineRequest(f"q{i}", PROMPTS[1], sampling(5)))
         refused = []
         while len(refused) < 2:
-            event = harness.events.get(timeout=20)
+            event = harness.events.get(timeout=PATIENCE)
             if isinstance(event, FailedEvent):
                 refused.append(event)
         assert [e.code for e in refused] == [Code.RESOURCE_EXHAUSTED] * 2
@@ -199,7 +200,7 @@ def test_priority_goes_before_arrival(folder: Path) -> None:
         harness.engine.post(EngineRequest("urgent", PROMPTS[1], sampling(2), priority=-1))
         order = []
         while len(order) < 3:
-            event = harness.events.get(timeout=20)
+            event = harness.events.get(timeout=PATIENCE)
             if isinstance(event, TokenEvent) and event.finish_reason:
                 order.append(event.request_id)
         assert order == ["first", "urgent", "late"]
