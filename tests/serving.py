@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,16 @@ START_SECONDS = 240.0  # for a start on Ray beside other programs
 
 
 @contextmanager
-def serving(*options: str, **popen: Any) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """(process, gRPC target, HTTP port) of a `serve` that is ready. popen: of subprocess.Popen, such as cwd and env."""
-    command = [*TOKENYARD, "serve", "--grpc-port", "0", "--http-port", "0", *options]
+def serving(
+    *options: str, command: Sequence[str] = TOKENYARD, **popen: Any
+) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """(process, gRPC target, HTTP port) of a `serve` that is ready.
+
+    command: a tokenyard of another environment. popen: of subprocess.Popen, such as cwd and env.
+    """
+    words = [*command, "serve", "--grpc-port", "0", "--http-port", "0", *options]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **popen
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **popen
     )
     notes: list[str] = []
     errors: list[str] = []
