@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
 import socket
 import sys
 import threading
@@ -13,7 +12,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -28,6 +26,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from cluster.loading import LoadingView
 from cluster.plan import ServePlan
 from cluster.run_local import ready_line
+from cluster.signals import Signals, Stopped
 from cluster.supervisor import Supervisor
 from experts.background import only_log, watch_thread
 from experts.errors import UserError
@@ -35,13 +34,8 @@ from router_svc.door import Door
 from router_svc.ingress import IngressOrder
 from router_svc.serve_app import HttpReplica
 
-SAME_SIGNAL = 1.0  # s; a shell and a wrapper may both pass one Ctrl-C on
 _SERVE_START = 15.0  # s that Serve may take to start before it is stopped halfway
 _OBJECT_STORE = 80 << 20  # bytes; tokens and weights never go through it
-
-
-class Stopped(Exception):
-    """A signal asked to end."""
 
 
 class RayCluster:
@@ -204,55 +198,9 @@ class RayCluster:
             time.sleep(0.05)
 
 
-class _Signals:
-    """SIGINT and SIGTERM: the first asks to end, a later one ends at once.
-
-    Nothing is raised out of a handler: it runs in the midst of whatever Ray does, which then is left half done.
-    """
-
-    def __init__(self) -> None:
-        self.asked = threading.Event()
-        self._when = 0.0
-
-    def install(self) -> None:
-        """Take the signals over. Ray takes SIGTERM for itself while it starts, twice, and is kept from it."""
-        self._take()
-        ray._private.utils.set_sigterm_handler = lambda handler: None
-        connect = ray._private.worker.connect
-
-        def connect_without_sigterm(*arguments: Any, **options: Any) -> Any:
-            """Its native part sets a handler that ends the process; nothing is forked here to inherit the mask."""
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            try:
-                return connect(*arguments, **options)
-            finally:
-                self._take()
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-        ray._private.worker.connect = connect_without_sigterm
-
-    def _take(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def go_on(self) -> None:
-        """Raise Stopped once a signal asked to end."""
-        if self.asked.is_set():
-            raise Stopped
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked.is_set():
-            if time.monotonic() - self._when > SAME_SIGNAL:
-                os._exit(1)
-            return
-        self._when = time.monotonic()
-        self.asked.set()
-
-
-def run(plan: ServePlan) -> None:
-    """Serve until SIGINT or SIGTERM."""
-    signals = _Signals()
-    signals.install()
+def run(plan: ServePlan, signals: Signals) -> None:
+    """Serve until a signal asks to end."""
+    signals.ask_first()
     cluster = RayCluster(plan, signals.go_on)
     try:
         with LoadingView(plan.seats) as view, contextlib.suppress(Stopped):

@@ -1,31 +1,28 @@
-"""Serve in one process until SIGINT or SIGTERM."""
+"""Serve in one process until a signal asks to end."""
 
 import asyncio
-import os
-import signal
+import contextlib
 
 from cluster.inprocess import LocalServer
 from cluster.loading import LoadingView
 from cluster.plan import ServePlan
+from cluster.signals import Signals
 from experts.background import join_task
 
 
-def run(plan: ServePlan) -> None:
-    """Load, print where it listens, serve, and end with the streams given a moment. A second signal ends at once."""
-    asyncio.run(_run(plan))
+def run(plan: ServePlan, signals: Signals) -> None:
+    """Load, print where it listens, serve, and end with the streams given a moment."""
+    asyncio.run(_run(plan, signals))
 
 
-async def _run(plan: ServePlan) -> None:
-    stop = asyncio.Event()
+async def _run(plan: ServePlan, signals: Signals) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def ask() -> None:
-        if stop.is_set():
-            os._exit(1)
-        stop.set()
+        with contextlib.suppress(RuntimeError):  # the loop has closed: all is ended already
+            loop.call_soon_threadsafe(stop.set)
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ask)
+    signals.ask_first(ask)
     server = LocalServer(plan)
     with LoadingView(plan.seats) as view:
         starting = join_task("start", server.start(view.update))

@@ -1,12 +1,12 @@
 """`tokenyard bench`: what measures."""
 
-import importlib
 import json
 from typing import Annotated, Any
 
 import typer
 
 from cluster.cli.generate import AsJson
+from cluster.cli.lazy import load
 from cluster.cli.options import Model, model_folder, serve_flags
 from cluster.config import merge
 from experts.errors import UserError
@@ -31,7 +31,7 @@ def throughput(
 ) -> None:
     """Measure batches of random prompts through the whole engine, without a front door."""
     options = merge(flags, {})
-    measured = importlib.import_module("cluster.bench.throughput")
+    measured = load("cluster.bench.throughput")
     measured.run(model_folder(model), options, batch, input_len, output_len, reps, as_json)
 
 
@@ -57,8 +57,8 @@ def balance(
     if batches:
         _batches(as_json)
         return
-    measured = importlib.import_module("cluster.bench.balance")
-    regimes = importlib.import_module("cluster.simulate.traffic").REGIMES
+    measured = load("cluster.bench.balance")
+    regimes = load("cluster.simulate.traffic").REGIMES
     known = [case.name for case in measured.CASES]
     for name in config:
         if name not in known:
@@ -77,7 +77,7 @@ def balance(
 
 
 def _batches(as_json: bool) -> None:
-    small = importlib.import_module("cluster.bench.small_batches")
+    small = load("cluster.bench.small_batches")
     for slots in (9, 10, 12):
         for row in small.ratios(slots):
             print(json.dumps(row) if as_json else "  ".join(f"{k} {v}" for k, v in row.items()), flush=True)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cluster.simulate.capacity import Load, Prediction, floor_tokens, predict
 from cluster.simulate.hardware import hardware
-from cluster.simulate.sizes import load_sizes
+from cluster.simulate.model_sizes import load_sizes
 
 
 def run(name: str, model: Path, ranks: list[int], load: Load, as_json: bool) -> None:

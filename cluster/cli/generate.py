@@ -1,6 +1,5 @@
 """`tokenyard generate`: complete a prompt as it is, streamed to the terminal."""
 
-import importlib
 import json
 import os
 import sys
@@ -8,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from cluster.cli.lazy import load
 from experts.errors import UserError
 
 Target = Annotated[str, typer.Option("--target", metavar="HOST:PORT", help="The server.")]
@@ -52,7 +52,7 @@ def connect(target: str) -> Any:
     host, colon, port = checked(target, "--target").rpartition(":")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
         raise UserError(repr(target), "HOST:PORT", "--target")
-    return importlib.import_module("router_svc.client").Client(target)
+    return load("router_svc.client").Client(target)
 
 
 def checked(text: str, where: str) -> str:

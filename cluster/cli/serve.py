@@ -1,13 +1,14 @@
 """`tokenyard serve`: check everything, then start in one process or on Ray, and serve until a signal."""
 
-import importlib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cluster.cli.lazy import load
 from cluster.cli.options import Model, model_folder, serve_flags
 from cluster.config import merge, read_yaml
+from cluster.signals import taken
 
 
 @serve_flags()
@@ -23,7 +24,7 @@ def serve(
     values = read_yaml(config) if config is not None else {}
     options = merge(flags, values)
     folder = model_folder(model or values.get("model"))
-    # torch and Ray load only now, so that wrong flags are told at once.
-    plan = importlib.import_module("cluster.plan").make_plan(folder, options)
+    # torch and Ray load only now, so that wrong flags are refused at once.
+    plan = load("cluster.plan").make_plan(folder, options)
     where = "cluster.run_local" if options.one_process else "cluster.launch"
-    importlib.import_module(where).run(plan)
+    load(where).run(plan, taken())

@@ -1,6 +1,5 @@
 """`tokenyard simulate`: policies on made or recorded traffic, in numpy or over real actors."""
 
-import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -26,8 +25,8 @@ from cluster.balance.cost import (
 from cluster.balance.policies.registry import load_policy
 from cluster.balance.shape import ClusterShape
 from cluster.balance.trace import LoadTrace
-from cluster.cli import capacity
 from cluster.cli.generate import AsJson
+from cluster.cli.lazy import load
 from cluster.cli.plan import Bandwidth, ExpertBytes, Far, Horizon, PerNode, Spread, StepSeconds
 from cluster.simulate.capacity import Load
 from cluster.simulate.exchange import EXCHANGES
@@ -225,10 +224,11 @@ def _speeds(text: str) -> tuple[float, ...]:
         raise UserError(repr(text), "numbers, as in 1,1,1,0.5", "--speeds") from None
 
 
-def _capacity(name: str, model: Path | None, ranks: list[int], load: Load, as_json: bool) -> None:
+def _capacity(name: str, model: Path | None, ranks: list[int], wanted: Load, as_json: bool) -> None:
     if model is None:
         raise UserError("no --model", "a folder with config.json", "--hardware")
-    capacity.run(name, model, ranks, load, as_json)
+    capacity = load("cluster.cli.capacity")  # torch, which the simulation does without
+    capacity.run(name, model, ranks, wanted, as_json)
 
 
 def told(one: Replay) -> dict[str, Any]:
@@ -280,7 +280,7 @@ def _actors(
     loads: npt.NDArray[np.int64], policies: list[str], shape: ClusterShape, tokens: int, top_k: int, steps: int,
     interval: int, token_seconds: float, rounds: int, changes: tuple[MemberChange, ...], as_json: bool,
 ) -> None:  # fmt: skip
-    run = importlib.import_module("cluster.simulate.actors")  # Ray, which the plain simulation does without
+    run = load("cluster.simulate.actors")  # Ray, which the plain simulation does without
     settings = run.ActorSettings(
         shape.ranks, shape.slots_per_rank, tokens, top_k, steps, interval, token_seconds, changes=changes,
         speeds=shape.speeds,

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from experts.exchange.split_kernel import SplitKernel
 from experts.exchange.waterfill import NORMAL, UNIT, Waterfill
-from experts.kernels.native import SplitKernel, native
+from experts.kernels.loaded import loaded
 from experts.placement import IntArray, Placement
 
 IdArray = npt.NDArray[np.integer]
@@ -76,8 +77,9 @@ class SplitTable:
             slack=round(1 / policy.slack),
             sweeps=policy.sweeps,
         )
-        kernels = native()
-        return cls(lookup, waterfill, None if kernels is None else kernels.splitter(waterfill))
+        kernels = loaded()
+        kernel = None if kernels is None else SplitKernel(waterfill, kernels.split, kernels.quotas)
+        return cls(lookup, waterfill, kernel)
 
 
 def split(table: SplitTable, ids: IdArray, turn: int = 0) -> npt.NDArray[np.int32]:

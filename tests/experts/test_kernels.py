@@ -10,6 +10,7 @@ from experts import env
 from experts.errors import UserError
 from experts.ffn import grouped_swiglu, torch_from
 from experts.kernels.build import BuildFailed, best_target, library, processor_flags
+from experts.kernels.loaded import LoadedKernels, loaded
 from experts.kernels.native import NativeKernels, native
 from tests.experts.swiglu_cases import case, exact
 
@@ -24,7 +25,7 @@ SHAPES = [
 
 @pytest.fixture(scope="module", params=TARGETS)
 def kernels(request: pytest.FixtureRequest) -> NativeKernels:
-    return NativeKernels(request.param)
+    return NativeKernels(LoadedKernels(request.param))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -84,6 +85,7 @@ def test_without_a_compiler_torch_does_it_and_says_so_once(
     monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native.cache_clear()
+    loaded.cache_clear()
     try:
         args = case(4, 2, 3, 16, 8, torch.float32)
         with caplog.at_level(logging.WARNING):
@@ -93,6 +95,7 @@ def test_without_a_compiler_torch_does_it_and_says_so_once(
         assert len(caplog.records) == 1
     finally:
         native.cache_clear()
+        loaded.cache_clear()
 
 
 def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from cluster.balance.forecast import rows_of
 from cluster.balance.planner import PlanLimits, plan_first, plan_next
 from cluster.balance.shape import ClusterShape
 from experts.exchange.split import SplitPolicy, SplitTable
-from experts.kernels.native import SplitKernel
+from experts.exchange.split_kernel import SplitKernel
 from experts.placement import EMPTY, Placement
 
 LIMITS = PlanLimits(layer_seconds=0.02)

@@ -13,7 +13,8 @@ from typing import Any
 
 from cluster.simulate.capacity import Load, Prediction, predict
 from cluster.simulate.hardware import hardware
-from cluster.simulate.sizes import Sizes, load_sizes
+from cluster.simulate.model_sizes import load_sizes
+from cluster.simulate.sizes import Sizes
 
 A13B: dict[str, Any] = {
     "architectures": ["HunYuanMoEV1ForCausalLM"], "model_type": "hunyuan_v1_moe", "vocab_size": 128167,

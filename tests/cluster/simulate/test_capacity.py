@@ -11,7 +11,8 @@ import pytest
 from cluster.simulate.capacity import Load, active_share, floor_tokens, predict
 from cluster.simulate.exchange import ranks_hit
 from cluster.simulate.hardware import PROFILES, hardware
-from cluster.simulate.sizes import Sizes, load_sizes
+from cluster.simulate.model_sizes import load_sizes
+from cluster.simulate.sizes import Sizes
 from experts.errors import UserError
 from router_svc.models.registry import load_spec
 from tests.cluster.simulate.published import (

@@ -1,0 +1,53 @@
+"""This process's C kernels as plain functions on addresses. Knows no torch, so that planning alone does not load it."""
+
+import ctypes
+import logging
+from functools import cache
+from typing import Any
+
+from experts import env
+from experts.errors import UserError
+from experts.kernels.build import BuildFailed, best_target, library, processor_flags
+
+log = logging.getLogger(__name__)
+
+_P, _I = ctypes.c_void_p, ctypes.c_int64
+_SPLIT: Any = [_P, _P, _I, ctypes.c_int, _P]
+_QUOTAS: Any = [_P, _P, ctypes.c_int, _P]
+_SWIGLU: Any = [ctypes.c_int, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, ctypes.c_int]
+
+
+class LoadedKernels:
+    """One built library: its functions, with the types of their arguments."""
+
+    def __init__(self, target: str) -> None:
+        """Builds it if need be. Raises BuildFailed."""
+        path = library(target)
+        try:
+            functions = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise BuildFailed(str(error)) from error
+        self.target = target
+        self.has_amx = target == "avx512" and "amx_bf16" in processor_flags()
+        self.swiglu: Any = functions.tokenyard_swiglu
+        self.swiglu.argtypes, self.swiglu.restype = _SWIGLU, ctypes.c_int
+        self.split: Any = functions.tokenyard_split
+        self.split.argtypes, self.split.restype = _SPLIT, None
+        self.quotas: Any = functions.tokenyard_quotas
+        self.quotas.argtypes, self.quotas.restype = _QUOTAS, None
+
+
+@cache
+def loaded() -> LoadedKernels | None:
+    """This process's kernels; None where torch does the work, which is said once with its reason."""
+    choice = env.kernel_choice()
+    if choice == "torch":
+        return None
+    target = best_target(processor_flags()) if choice == "auto" else choice
+    try:
+        return LoadedKernels(target)
+    except BuildFailed as error:
+        if choice != "auto":
+            raise UserError(str(error), f"a C compiler that builds {choice} kernels", "TOKENYARD_KERNELS") from error
+        log.warning("experts run on torch's kernels, which are slower: no C kernels for %s (%s)", target, error)
+        return None
