@@ -6,7 +6,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from cluster.cli.generate import AsJson, MaxTokens, Seed, Target, Temperature, TopP, connect, read_stdin, told
+from cluster.cli.connect import connect
+from cluster.cli.generate import AsJson, MaxTokens, Seed, Target, Temperature, TopP, read_stdin
 
 Think = Annotated[Optional[bool], typer.Option("--think/--no-think", help="enable_thinking of the chat template.")]  # noqa: UP045
 _GREY, _PLAIN = "\x1b[2m", "\x1b[0m"
@@ -23,7 +24,7 @@ def chat(
 ) -> None:
     """Talk to the model; an empty line or Ctrl-D ends."""
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    with connect(target) as client, told():
+    with connect(target) as client:
         if not sys.stdin.isatty():
             turns = [{"role": "user", "content": read_stdin()}]
             if as_json:

@@ -1,13 +1,12 @@
 """`tokenyard generate`: complete a prompt as it is, streamed to the terminal."""
 
 import json
-import os
 import sys
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
-from cluster.cli.lazy import load
+from cluster.cli.connect import checked, connect
 from experts.errors import UserError
 
 Target = Annotated[str, typer.Option("--target", metavar="HOST:PORT", help="The server.")]
@@ -36,7 +35,7 @@ def generate(
     """Complete a prompt, streamed to the terminal."""
     text = read_stdin() if prompt == "-" else checked(prompt, "PROMPT")
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    with connect(target) as client, told():
+    with connect(target) as client:
         if as_json:
             (result,) = client.generate(text, **sampling)
             print(json.dumps({"text": result.text, "token_ids": list(result.token_ids),
@@ -47,39 +46,9 @@ def generate(
         print()
 
 
-def connect(target: str) -> Any:
-    """A client for HOST:PORT. Raises UserError for another form."""
-    host, colon, port = checked(target, "--target").rpartition(":")
-    if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
-        raise UserError(repr(target), "HOST:PORT", "--target")
-    return load("router_svc.client").Client(target)
-
-
-def checked(text: str, where: str) -> str:
-    """A text of the command line as UTF-8, whatever the locale says it is. Raises UserError where its bytes are none."""
-    try:
-        return os.fsencode(text).decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"invalid UTF-8 at byte {error.start}", "UTF-8 text", where) from None
-
-
 def read_stdin() -> str:
     """Standard input as text, without its last line break."""
     try:
         return sys.stdin.buffer.read().decode().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"invalid UTF-8 at byte {error.start}", "UTF-8 text", "standard input") from None
-
-
-class told:
-    """Turns a CallError into one line and an exit code: 2 for a refused argument, 1 for work that failed."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        code = getattr(error, "code", None)
-        if kind is None or kind.__name__ != "CallError":
-            return
-        print(f"tokenyard: {error}", file=sys.stderr)
-        sys.exit(2 if code == "INVALID_ARGUMENT" else 1)

@@ -5,14 +5,15 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli.generate import AsJson, Target, connect, told
+from cluster.cli.connect import connect
+from cluster.cli.generate import AsJson, Target
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be moved.")]
 
 
 def rebalance(target: Target = "127.0.0.1:50051", dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Plan from the newest loads and move experts."""
-    with connect(target) as client, told():
+    with connect(target) as client:
         found = client.rebalance(dry_run)
     if as_json:
         print(json.dumps(found))

@@ -7,14 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli.generate import AsJson, Target, connect, told
+from cluster.cli.connect import connect
+from cluster.cli.generate import AsJson, Target
 
 Events = Annotated[bool, typer.Option("--events", help="What happened, and why, oldest first.")]
 
 
 def status(target: Target = "127.0.0.1:50051", events: Events = False, as_json: AsJson = False) -> None:
     """Show ranks, load, balance and requests."""
-    with connect(target) as client, told():
+    with connect(target) as client:
         found = client.status(events)
     if as_json:
         if not found["reason"]:

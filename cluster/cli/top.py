@@ -1,6 +1,9 @@
 """`tokenyard top`: the running cluster as a view that redraws: load and replicas per rank, moves, balance, events."""
 
+import itertools
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from typing import Annotated, Any
 
 import numpy as np
@@ -10,9 +13,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cluster.cli.generate import Target, connect, told
+from cluster.cli.connect import connect
+from cluster.cli.generate import Target
 
 _BAR = 30  # characters of a load of 2
+_WIDE = 10_000  # characters: lines of a file or a pipe are not broken
 Every = Annotated[float, typer.Option("--interval", metavar="S", help="Seconds between looks.", min=0.1)]
 Count = Annotated[int, typer.Option("--count", metavar="N", help="Looks, 0 = until Ctrl-C.", min=0)]
 
@@ -20,16 +25,25 @@ Count = Annotated[int, typer.Option("--count", metavar="N", help="Looks, 0 = unt
 def top(target: Target = "127.0.0.1:50051", interval: Every = 1.0, count: Count = 0) -> None:
     """Watch ranks, loads, replicas and moves."""
     console = Console()
-    looks = 0
-    with (
-        connect(target) as client,
-        told(),
-        Live(console=console, auto_refresh=False, screen=console.is_terminal) as live,
-    ):
-        while True:
-            live.update(view(client.status(events=True), copies_per_rank(client.placement())), refresh=True)
-            looks += 1
-            if looks == count:
+    picture = None
+    with connect(target) as client, suppress(KeyboardInterrupt):
+        for picture in _looks(client, interval, count, console):
+            if not console.is_terminal:
+                Console(width=_WIDE).print(picture)
+    if console.is_terminal and picture is not None:
+        console.print(picture)  # the view's own screen is gone with it
+
+
+def _looks(client: Any, interval: float, count: int, console: Console) -> Iterator[Group]:
+    """A picture every `interval` seconds; in a terminal it is shown on a screen of its own."""
+    terminal = console.is_terminal
+    with Live(console=console, auto_refresh=False, screen=terminal) if terminal else nullcontext() as live:
+        for look in itertools.count(1):
+            picture = view(client.status(events=True), copies_per_rank(client.placement()))
+            if live is not None:
+                live.update(picture, refresh=True)
+            yield picture
+            if look == count:
                 return
             time.sleep(interval)
 

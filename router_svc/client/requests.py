@@ -12,7 +12,11 @@ from router_svc.proto import tokenyard_pb2 as pb
 
 _SAMPLING = {f.name for f in pb.Sampling.DESCRIPTOR.fields}
 _AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
-CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # http_proxy and its like are for the web; a target is called where it is
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,9 +67,3 @@ def test_wrong_use_is_one_line_and_exit_2(arguments: list[str], expected: str) -
     assert expected in done.stderr
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
-
-
-def test_unreachable_server_is_exit_1() -> None:
-    done = run("status", "--target", "127.0.0.1:1")
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
