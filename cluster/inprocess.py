@@ -176,8 +176,9 @@ class LocalServer:
         """A part that nothing works without has ended: say so, and take no more requests."""
         if self._stopping:
             return
-        self._note("degraded", what)
-        self.engines.detach("degraded", what)
+        reason = f"{what}; stop this server and start it again (tokenyard serve)"
+        self._note("degraded", reason)
+        self.engines.detach("degraded", reason)
         if self.grpc is not None:
             watch_task("health", self.grpc.show_state("degraded"), only_log, returns=True)
 

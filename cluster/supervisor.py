@@ -4,14 +4,12 @@ Its decisions are Lifecycle's; this file carries them out.
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import ray
@@ -20,12 +18,12 @@ from ray.exceptions import RayActorError
 from cluster.balance.policies.registry import load_policy
 from cluster.doors import Doors
 from cluster.events import EventLog
-from cluster.leases import Leases
 from cluster.lifecycle import Lifecycle
 from cluster.members import change_members
 from cluster.metrics import merge_pages, rank_metrics
 from cluster.mover import MoveLimits
 from cluster.plan import ServePlan, balances
+from cluster.rank_watch import RankWatch, end_of
 from cluster.ranks import RankHandle, RayPort, policy_of, start_rank
 from cluster.rebalance import Balancer, BalancerSettings, Counted
 from cluster.recorder import LoadRecorder
@@ -34,7 +32,6 @@ from cluster.status import BalancerView, StatusBook
 from experts.background import join_task, watch_task
 from experts.errors import UserError
 from experts.exchange.group import open_store
-from experts.lease import RENEW
 from experts.membership import EpochRecord, Member, Membership
 from experts.placement import Placement
 from experts.slots import slot_bytes
@@ -43,7 +40,6 @@ from router_svc.link.client import LinkAddress
 
 log = logging.getLogger(__name__)
 GROUP_TIMEOUT = 30.0  # s, of building a group and of every collective
-_CULPRIT_WAIT = 0.5  # s that a broken group waits for news of a death, to name it
 
 
 class Supervisor:
@@ -52,7 +48,6 @@ class Supervisor:
     def __init__(self, plan: ServePlan, namespace: str, log_dir: str) -> None:
         self._plan = plan
         self._namespace = namespace
-        self._log_dir = log_dir
         self._secret = secrets.token_hex(32)
         self._life = Lifecycle(plan.seats)
         self._changed = asyncio.Condition()
@@ -60,11 +55,10 @@ class Supervisor:
         self._starting: list[RankHandle] = []  # on seats that no epoch has yet
         self._incarnations: Counter[int] = Counter()
         self._book = StatusBook(plan.name, plan.placement.slots_per_rank)
-        self._watchers: list[asyncio.Task[None]] = []
         self._reports = RankReports()
         self._events = EventLog()
         self._doors = Doors(plan.config.host, self._notice, self._events)
-        self._leases = Leases(self._silent, partial(self._happened, "lease"), self._unwatched, GROUP_TIMEOUT)
+        self._watch = RankWatch(self._life, lambda: self._ranks, log_dir, self._happened, self._end_epoch)
         self._balancer: Balancer | None = None
         self._balancing: asyncio.Task[None] | None = None
         self._recorder: LoadRecorder | None = None
@@ -79,7 +73,7 @@ class Supervisor:
         )
         self._ranks = [start_rank(self._plan, seat, self._secret, self._namespace) for seat in self._plan.seats]
         for handle in self._ranks:
-            self._leases.keep(handle)
+            self._watch.keep(handle)
         ports = await asyncio.gather(*(handle.actor.load.remote() for handle in self._ranks))
         reports = await asyncio.gather(*(report_of(handle) for handle in self._ranks))
         for handle, port, (report, _) in zip(self._ranks, ports, reports, strict=True):
@@ -163,7 +157,7 @@ class Supervisor:
             finally:
                 self._starting.remove(joining)
             self._life.admit(joining.seat)
-        self._watchers.append(self._watch(joining))
+        self._watch.watch(joining)
         self._happened("joined", f"{joining.title}, in epoch {self._life.epoch}")
 
     async def counted(self) -> list[Counted]:
@@ -206,42 +200,21 @@ class Supervisor:
         attention = [h for h in self._ranks if h.seat.runs_attention and self._life.seat_states[h.seat.rank] == "ready"]
         for handle in attention:
             handle.actor.stop.remote()
-        waits = [join_task("end of a rank", self._end_of(handle)) for handle in attention]
+        waits = [join_task("end of a rank", end_of(handle)) for handle in attention]
         if waits:
             await asyncio.wait(waits, timeout=5)
         self._doors.stop_watching()
-        self._leases.stop()
-        for watcher in self._watchers:
-            watcher.cancel()
+        self._watch.stop()
         for handle in (*self._ranks, *self._starting):
             ray.kill(handle.actor)
 
-    async def _silent(self, handle: RankHandle) -> None:
-        """A rank that serves and does not answer hangs; one that loads may be busy."""
-        if self._life.state == "ready":
-            await self._hung(handle)
-
     def _happened(self, kind: str, text: str) -> None:
         self._events.add(time.time(), kind, text)
-
-    def _watch(self, handle: RankHandle) -> asyncio.Task[None]:
-        return watch_task(f"watch of rank {handle.seat.rank}", self._watch_rank(handle), self._unwatched, returns=True)
-
-    async def _unwatched(self, what: str) -> None:
-        """Nobody would notice a rank's end any more, or keep it alive: better to end while it can be said why."""
-        if self._life.state in ("stopping", "degraded"):
-            return
-        self._life.broke(what)
-        await self._end_epoch()
 
     async def _unbalanced(self, what: str) -> None:
         """Ranks serve on under the placement that they have."""
         self._happened("balancer", what)
         await self._notice(f"{what}: loads are no longer balanced")
-
-    async def _end_of(self, handle: RankHandle) -> None:
-        with contextlib.suppress(RayActorError):
-            await handle.actor.ended.remote()
 
     def _serving(self) -> Balancer:
         """The balancer of a cluster that serves. Raises UserError for one that does not."""
@@ -256,7 +229,7 @@ class Supervisor:
         plan = replace(self._plan, placement=self._placement)
         handle = start_rank(plan, seat, self._secret, self._namespace, self._serving().split)
         self._starting.append(handle)
-        self._leases.keep(handle)
+        self._watch.keep(handle)
         await handle.actor.load.remote()
         report, _ = await report_of(handle)
         handle.seat = replace(seat, pid=report.pid)
@@ -289,7 +262,8 @@ class Supervisor:
             else:
                 joins.append(handle.actor.join.remote(record))
         await asyncio.gather(*joins)
-        self._watchers = [self._watch(handle) for handle in self._ranks]
+        for handle in self._ranks:
+            self._watch.watch(handle)
         self._life.joined(record.membership.epoch)
         await self._start_balancing()
         await self._tell()
@@ -322,61 +296,6 @@ class Supervisor:
             except (TimeoutError, RayActorError) as error:
                 log.warning("the newest steps are not in the trace: %s", error)
             await asyncio.to_thread(self._recorder.save)
-
-    async def _watch_rank(self, handle: RankHandle) -> None:
-        """Wait on a rank for as long as it lives; Ray ends the call within milliseconds of its death."""
-        while True:
-            try:
-                reason = await handle.actor.ended.remote()
-                break
-            except RayActorError:
-                await self._lost(handle)
-                return
-            except Exception as error:  # one bad call says nothing of the rank
-                log.exception("%s can't be waited for", handle.title)
-                self._happened("watch", f"{handle.title} can't be waited for, and is asked again: {error}")
-                await asyncio.sleep(RENEW)
-        if not reason or self._life.state in ("stopping", "degraded"):
-            return
-        await asyncio.sleep(_CULPRIT_WAIT)  # a peer's death breaks the group before Ray tells of it
-        if self._life.state != "ready":
-            return
-        answers = await asyncio.gather(*(self._answers(h) for h in self._ranks))
-        silent = [h for h, answered in zip(self._ranks, answers, strict=True) if not answered]
-        if self._life.state != "ready":
-            return
-        if silent:  # its peers only know that they waited, and often on another that waited too
-            await self._hung(silent[0])
-            return
-        self._life.broke(f"{handle.title} left the group: {reason}")
-        await self._end_epoch()
-
-    async def _answers(self, handle: RankHandle) -> bool:
-        """Whether a rank's process still reacts; a dead one is its watcher's business."""
-        try:
-            await asyncio.wait_for(handle.actor.keep.remote(), ANSWER)
-        except TimeoutError:
-            return False
-        except Exception as error:
-            log.info("%s answered with %r", handle.title, error)
-        return True
-
-    async def _hung(self, handle: RankHandle) -> None:
-        """A rank that does not answer is given up, and ended as soon as it reacts: its group went on without it."""
-        if handle not in self._ranks or self._life.seat_states[handle.seat.rank] == "dead":
-            return
-        self._life.died(handle.seat.rank, f"{handle.title} does not answer any more; logs are in {self._log_dir}")
-        log.error("%s", self._life.reason)
-        ray.kill(handle.actor)
-        await self._end_epoch()
-
-    async def _lost(self, handle: RankHandle) -> None:
-        if handle not in self._ranks or self._life.seat_states[handle.seat.rank] == "dead":
-            return  # ended by us
-        self._life.died(handle.seat.rank, f"{handle.title} died; logs are in {self._log_dir}")
-        if self._life.state != "stopping":
-            log.error("%s", self._life.reason)
-            await self._end_epoch()
 
     async def _end_epoch(self) -> None:
         """Tell every survivor to leave, with the reason that its requests end with, and the ingresses to refuse."""

@@ -63,7 +63,7 @@ class SupervisorBackend:
         try:
             return await getattr(self._supervisor, name).remote(*arguments)
         except RayActorError:
-            raise ApiError(Code.UNAVAILABLE, "the supervisor is gone", retry_after=5.0) from None
+            raise ApiError(Code.UNAVAILABLE, "the supervisor is gone; start the server again") from None
         except RayTaskError as error:
             if isinstance(error.cause, UserError):  # without the remote traceback
                 raise error.cause from None
@@ -108,7 +108,7 @@ class Ingress:
         try:
             version, state, reason = await self._supervisor.watch.remote(known)
         except RayActorError:
-            version, state, reason = -1, "degraded", "the supervisor is gone"
+            version, state, reason = -1, "degraded", "the supervisor is gone; start the server again"
         engines.show_state(state, reason)
         if also is not None:
             await also(state)

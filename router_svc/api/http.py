@@ -15,6 +15,7 @@ from starlette.routing import Route
 from router_svc.api.admin import AdminBackend
 from router_svc.api.calls import ApiError, ChatCall, shortened
 from router_svc.api.http_generate import ChatAnswering, CompletionAnswering, note_ignored
+from router_svc.api.limits import retry_hint
 from router_svc.api.openai_answers import STATUS, api_error_object, error_object
 from router_svc.api.openai_bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse
 from router_svc.api.service import Service
@@ -55,7 +56,7 @@ class HttpFace:
         state, reason = self._service.state()
         if state == "ready":
             return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": state, "reason": reason}, 503, {"retry-after": "5"})
+        return JSONResponse({"status": state, "reason": reason}, 503, _retry_after(retry_hint(state)))
 
     async def version(self, request: Request) -> Response:
         return JSONResponse({"version": version("tokenyard")})
@@ -138,8 +139,11 @@ async def _body(request: Request) -> bytes:
 
 
 async def _api_error(request: Request, error: ApiError) -> Response:
-    headers = {"retry-after": str(max(1, round(error.retry_after)))} if error.retry_after is not None else None
-    return JSONResponse(api_error_object(error), STATUS[error.code], headers)
+    return JSONResponse(api_error_object(error), STATUS[error.code], _retry_after(error.retry_after))
+
+
+def _retry_after(seconds: float | None) -> dict[str, str]:
+    return {} if seconds is None else {"retry-after": str(max(1, round(seconds)))}
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:

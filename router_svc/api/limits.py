@@ -151,6 +151,12 @@ def _check_ids(name: str, ids: tuple[int, ...], limits: ServiceLimits) -> None:
             raise invalid(name, f"token id {token}", f"ids from 0 to {limits.vocab_size - 1}")
 
 
+def retry_hint(state: str) -> float | None:
+    """Seconds after which a refused call may succeed, None in a state that does not pass by itself."""
+    return 5.0 if state in ("starting", "recovering", "stopping") else None
+
+
 def not_ready(state: str, reason: str) -> ApiError:
     """The refusal while no rank can serve."""
-    return ApiError(Code.UNAVAILABLE, f"the server is {state}" + (f": {reason}" if reason else ""), retry_after=5.0)
+    told = f"the server is {state}" + (f": {reason}" if reason else "")
+    return ApiError(Code.UNAVAILABLE, told, retry_after=retry_hint(state))

@@ -84,7 +84,7 @@ class Intake:
 
     def _refuse(self, request: EngineRequest) -> FailedEvent | None:
         if self.closed is not None:
-            return FailedEvent(request.request_id, request.attempt, Code.UNAVAILABLE, self.closed, retry_after=5.0)
+            return FailedEvent(request.request_id, request.attempt, Code.UNAVAILABLE, self.closed)
         if request.request_id in self._live:
             message = f"request_id {request.request_id!r} is running already, expected a new one"
             return FailedEvent(request.request_id, request.attempt, Code.INVALID_ARGUMENT, message)

@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -107,8 +107,10 @@ class Engine:
         self._ring(self._next)
 
     def stats(self) -> EngineStats:
-        """What the last finished step left."""
-        return self._stats
+        """What the last finished step left; of an engine that takes nothing any more, nothing runs."""
+        if self._intake.closed is None:
+            return self._stats
+        return replace(self._stats, running=0, waiting=0, kv_blocks_held=0)
 
     def run(self) -> None:
         """The step thread's body: ends after a stop (then everything failed), or when the exchange broke.

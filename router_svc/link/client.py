@@ -7,6 +7,7 @@ from functools import partial
 
 from experts.background import watch_task
 from router_svc.api.engines import EngineClient, EventStream
+from router_svc.api.limits import retry_hint
 from router_svc.api.pick import Picker
 from router_svc.link.codec import BadFrame, frame, pack_message, read_frame, unpack_event
 from router_svc.request import Cancel, Code, EngineRequest, FailedEvent, Message
@@ -70,13 +71,11 @@ class LinkEngines(EngineClient):
         if taken is not None or not self._picker.ranks:
             stream = EventStream(request, lambda _: None)
             text = f"request_id {request.request_id!r} is running already, expected a new one"
-            code = Code.INVALID_ARGUMENT
+            code, hint = Code.INVALID_ARGUMENT, None
             if taken is None:
-                code, text = (
-                    Code.UNAVAILABLE,
-                    f"no attention rank can serve: {self._state[1] or 'all connections are lost'}",
-                )
-            stream.feed(FailedEvent(request.request_id, request.attempt, code, text, 5.0 if taken is None else None))
+                code, hint = Code.UNAVAILABLE, retry_hint(self._state[0])
+                text = f"no attention rank can serve: {self._state[1] or 'all connections are lost'}"
+            stream.feed(FailedEvent(request.request_id, request.attempt, code, text, hint))
             return stream
         rank = self._picker.pick(request)
         peer = self._peers[rank]
@@ -116,11 +115,12 @@ class LinkEngines(EngineClient):
         self._picker.drop(rank)
         peer.writer.close()
         text = f"attention rank {rank} is gone: {reason}"
-        for request_id, stream in list(peer.streams.items()):
-            stream.feed(FailedEvent(request_id, stream.request.attempt, Code.UNAVAILABLE, text, 5.0))
-        peer.streams.clear()
         if self._state[0] == "ready":
             self._state = ("degraded", text)
+        hint = retry_hint(self._state[0])
+        for request_id, stream in list(peer.streams.items()):
+            stream.feed(FailedEvent(request_id, stream.request.attempt, Code.UNAVAILABLE, text, hint))
+        peer.streams.clear()
 
     def _end(self, peer: _Peer, request_id: str) -> None:
         stream = peer.streams.pop(request_id, None)

@@ -1,10 +1,20 @@
 """One process: a part that ends though it never should is told by status, health and events."""
 
+import urllib.error
+import urllib.request
+
 import pytest
 
 from router_svc.client import CallError, Client
 from router_svc.client.requests import Retries
-from tests.server import one_process
+from tests.server import RunningServer, one_process
+
+
+def health(server: RunningServer) -> tuple[int, str | None]:
+    """(status, Retry-After) of /health where it is not 200."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"{server.url}/health", timeout=30)
+    return caught.value.code, caught.value.headers["retry-after"]
 
 
 def test_a_step_thread_that_exits_fails_requests_and_degrades(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,5 +34,14 @@ def test_a_step_thread_that_exits_fails_requests_and_degrades(monkeypatch: pytes
         assert status["state"] == "degraded"
         assert "step-loop" in status["reason"]
         assert [event["kind"] for event in status["events"]][-1] == "degraded"
-        with pytest.raises(CallError, match="the server is degraded"):
+        assert "tokenyard serve" in status["reason"], "what to do"
+        assert status["requests"] == {"running": 0, "waiting": 0}
+        with pytest.raises(CallError, match="the server is degraded") as refused:
             client.generate([5], max_tokens=2)
+        assert refused.value.retry_after is None, "this does not pass by itself"
+        assert health(server) == (503, None)
+        server.server.engines.detach("stopping", "")
+        assert health(server) == (503, "5")
+        with pytest.raises(CallError, match="the server is stopping") as refused:
+            client.generate([5], max_tokens=2)
+        assert refused.value.retry_after == 5.0

@@ -35,7 +35,7 @@ def serving(folder: Path, *ranks: Any) -> Supervisor:
     supervisor._ranks = [RankHandle(seat, actor) for seat, actor in zip(plan.seats, ranks, strict=True)]
     supervisor._life.joined(supervisor._life.next_epoch())
     for handle in supervisor._ranks:
-        supervisor._leases.keep(handle)
+        supervisor._watch.keep(handle)
     return supervisor
 
 
@@ -51,7 +51,7 @@ async def test_one_bad_lease_call_is_an_event_and_no_more(tmp_path: Path) -> Non
     await asyncio.sleep(0)
     assert told(supervisor, "lease") == ["lease of rank 0 could not be renewed: ValueError: odd"]
     assert supervisor._life.state == "ready"
-    supervisor._leases.stop()
+    supervisor._watch.stop()
 
 
 async def test_a_lease_task_that_ends_degrades_the_cluster_at_once(tmp_path: Path) -> None:
@@ -61,6 +61,7 @@ async def test_a_lease_task_that_ends_degrades_the_cluster_at_once(tmp_path: Pat
     _, state, reason = await asyncio.wait_for(supervisor.watch(version), 30)
     assert state == "degraded"
     assert "lease of rank 1 ended with SystemExit" in reason
+    assert "start it again (tokenyard serve); logs are in the log folder" in reason
     assert told(supervisor, "degraded") == [reason]
     assert all(rank.left == [reason] for rank in ranks), "requests end, and with the reason"
-    supervisor._leases.stop()
+    supervisor._watch.stop()
