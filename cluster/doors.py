@@ -34,6 +34,11 @@ class Doors:
             watch_task("watch of the gRPC door", self._watch(door, order, port), self._unwatched, True)
         )
 
+    @property
+    def named(self) -> dict[str, Any]:
+        """The doors' actors by name."""
+        return {f"gRPC door {number}": door for number, door in enumerate(self._doors)}
+
     async def pages(self) -> list[str]:
         """Metrics of the doors that answer."""
         asked = (asyncio.wait_for(door.metrics.remote(), _ANSWER) for door in self._doors)

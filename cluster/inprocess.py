@@ -19,6 +19,7 @@ from cluster.status import RankView, StatusBook
 from experts.background import only_log, watch_task, watch_thread
 from experts.checkpoint.reader import CheckpointReader
 from experts.doorbell import Doorbell
+from experts.dump import ProcessDump, dump_here
 from experts.errors import UserError
 from experts.exchange.local import LocalExchange
 from experts.layers import ExpertLayers
@@ -63,6 +64,10 @@ class LocalRank:
             self.engine.fail(what)
 
         self._thread = watch_thread("step-loop", self.engine.run, failed, returns=True)
+
+    def dump(self) -> ProcessDump:
+        """What this process is doing; any thread."""
+        return dump_here("one process", self.exchange.moment())
 
     def stop(self) -> None:
         """End the loop after its step, and wait for it."""
@@ -119,6 +124,9 @@ class LocalAdmin:
 
     async def placement(self) -> Placement:
         return self._plan.placement
+
+    async def dump(self) -> list[ProcessDump]:
+        return [self._rank.dump()]
 
     async def metrics(self, ingress_page: str) -> str:
         rank = self._rank

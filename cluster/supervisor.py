@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError
 
 from cluster.balance.policies.registry import load_policy
 from cluster.doors import Doors
+from cluster.dumps import cluster_dump
 from cluster.events import EventLog
 from cluster.lifecycle import Lifecycle
 from cluster.members import change_members
@@ -30,6 +31,7 @@ from cluster.recorder import LoadRecorder
 from cluster.reports import ANSWER, RankReports, report_of
 from cluster.status import BalancerView, StatusBook
 from experts.background import join_task, watch_task
+from experts.dump import ProcessDump
 from experts.errors import UserError
 from experts.exchange.group import open_store
 from experts.membership import EpochRecord, Member, Membership
@@ -106,6 +108,10 @@ class Supervisor:
         life, version = self._life, self._placement.version
         told = self._book.status(views, life.epoch, version, life.state, life.reason, self._balancer_view)
         return told | ({"events": self._events.told()} if events else {})
+
+    async def dump(self) -> list[ProcessDump]:
+        """What every process of the cluster is doing, this one first."""
+        return await cluster_dump((*self._ranks, *self._starting), self._life.seat_states, self._doors.named)
 
     async def placement(self) -> Placement:
         """The placement in use."""

@@ -10,6 +10,7 @@ import torch
 
 from experts.checkpoint.reader import CheckpointReader
 from experts.doorbell import Doorbell
+from experts.dump import StepMoment
 from experts.exchange.base import ExchangeCounters
 from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
@@ -141,6 +142,10 @@ class RankSeat:
         with self._lock:
             if self.exchange is not None:
                 self.exchange.close()
+
+    def moment(self) -> StepMoment | None:
+        """Where the step thread is; None before this rank is in an epoch."""
+        return self.exchange.moment() if self.exchange is not None else None
 
     def _group_of(self, record: EpochRecord) -> Group:
         order, members = self.order, record.membership

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experts.doorbell import Moment
+from experts.dump import ProcessDump, dump_here
 from experts.exchange.split import SplitPolicy
 from experts.lease import Lease
 from experts.loads import StepLoads
@@ -79,6 +80,10 @@ class RankActor:
     async def epoch(self) -> int:
         """Of the newest step."""
         return self._seat.exchange.epoch if self._seat.exchange is not None else 0
+
+    async def dump(self, name: str) -> ProcessDump:
+        """What this process is doing; `name` is shown."""
+        return dump_here(name, self._seat.moment())
 
     def _end(self, reason: str) -> None:
         if not self._ended.done():

@@ -5,6 +5,7 @@ from typing import Any
 
 from prometheus_client import generate_latest
 
+from experts.dump import ProcessDump, dump_here
 from experts.errors import UserError
 from router_svc.api.grpc_server import GrpcServer
 from router_svc.ingress import Ingress, IngressOrder
@@ -35,6 +36,10 @@ class Door:
         if self._ingress is None or self._ingress.service is None:
             raise UserError("a door that has not started", "a started one", "door")
         return generate_latest(self._ingress.service.metrics.registry).decode()
+
+    async def dump(self, name: str) -> ProcessDump:
+        """What this process is doing; `name` is shown."""
+        return dump_here(name)
 
     async def ended(self) -> None:
         """Waits until the door was closed on purpose; Ray ends the call when its process dies."""

@@ -13,6 +13,7 @@ from typing import Any
 from ray.exceptions import RayActorError, RayTaskError
 
 from experts.background import end_process, watch_task
+from experts.dump import ProcessDump, dump_here
 from experts.errors import UserError
 from experts.placement import Placement
 from router_svc.api.calls import ApiError, ModelInfo
@@ -24,6 +25,7 @@ from router_svc.models.spec import ModelSpec
 from router_svc.request import Code
 
 log = logging.getLogger(__name__)
+_DUMP = 6.0  # s for the supervisor, which gives ranks less, to answer
 _PAUSE = 1.0  # s before the state is asked for again, after a call that failed
 
 
@@ -54,6 +56,17 @@ class SupervisorBackend:
 
     async def placement(self) -> Placement:
         found: Placement = await self._ask("placement")
+        return found
+
+    async def dump(self) -> list[ProcessDump]:
+        """With a supervisor that does not answer, this process alone."""
+        own = "the process that was asked"
+        try:
+            found: list[ProcessDump] = await asyncio.wait_for(self._ask("dump"), _DUMP)
+        except TimeoutError:
+            return [dump_here(own), ProcessDump("supervisor", 0, f"does not answer within {_DUMP:.0f} s")]
+        except ApiError as error:
+            return [dump_here(own), ProcessDump("supervisor", 0, error.message)]
         return found
 
     async def metrics(self, ingress_page: str) -> str:

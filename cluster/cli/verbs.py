@@ -26,6 +26,7 @@ VERBS = {
     "simulate": "Judge balancing policies on made or recorded traffic.",
     "top": "Watch the running cluster.",
     "rebalance": "Plan now and move experts.",
+    "dump": "Show what every process of the running cluster is doing.",
     "bench": "Measure.",
 }
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from experts.dump import StepMoment
 from experts.exchange.wire import ExpertBatch, Route, StepHeader, StepWish
 
 
@@ -61,6 +62,10 @@ class Exchange(ABC):
     @abstractmethod
     def combine(self, handle: DispatchHandle, y: torch.Tensor) -> CombineHandle:
         """Send back y [N, H] float32, one weighted sum per row of the batch that `handle` brought."""
+
+    @abstractmethod
+    def moment(self) -> StepMoment:
+        """Where the step thread is, and for whom it waits. Callable from any thread; never blocks."""
 
     @abstractmethod
     def close(self) -> None:

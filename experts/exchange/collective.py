@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from experts.dump import StepMoment
 from experts.exchange.base import CombineHandle, DispatchHandle, Exchange, ExchangeCounters
 from experts.exchange.block import BlockForm, Blocks, Stamp, write_stamp
 from experts.exchange.flight import Combine, Dispatch, Plan
@@ -88,6 +89,7 @@ class CollectiveExchange(Exchange):
         self._newest = placement.version
         self._next: _Next | None = None
         self._padded = True
+        self._layer = -1  # of the newest dispatch of the step under way
         self._enter(GuardedGroup(group, membership, self.counters), placement.version)
 
     @property
@@ -152,6 +154,7 @@ class CollectiveExchange(Exchange):
     def dispatch(self, layer: int, x: torch.Tensor, route: Route) -> DispatchHandle:
         started = time.perf_counter()
         header = self._header
+        self._layer = layer
         assert x.shape[0] <= header.tokens[self.member], f"{x.shape[0]} tokens, granted {header.tokens[self.member]}"
         stamp = Stamp(header.epoch, header.step, layer, header.version)
         ids = route.ids.to("cpu", torch.int16)
@@ -168,6 +171,9 @@ class CollectiveExchange(Exchange):
         self.counters.combine_seconds += time.perf_counter() - started
         return combine
 
+    def moment(self) -> StepMoment:
+        return self._group.moment(self._layer)
+
     def close(self) -> None:
         self.drop_epoch()
         self._group.close()
@@ -176,7 +182,7 @@ class CollectiveExchange(Exchange):
         """What every member brings to the next step's header."""
         group = self._group
         step = self._header.step + 1
-        group.step = step
+        group.step, self._layer = step, -1
         with self._lock:
             ready = self.epoch if self._next is None else self._next.membership.epoch
             newest = self._newest
@@ -258,7 +264,7 @@ class CollectiveExchange(Exchange):
             if block.numel():
                 write_stamp(block, stamp, ids.shape[0])
                 form.ids(block, ids.shape[0]).copy_(ids)
-        group.finish(group.exchange(blocks))
+        group.finish(group.exchange(blocks), "ids")
         arrived = blocks.arrived()
         everyone = {self.member: ids}
         for i in receive:

@@ -44,7 +44,7 @@ class Dispatch:
     def wait(self) -> ExpertBatch:
         started = time.perf_counter()
         group = self.group
-        group.finish(self._work)
+        group.finish(self._work, "dispatch")
         arrived = self._blocks.arrived()
         parts: list[ExpertBatch] = []
         for i in sorted({*self.plan.receive, group.index}):
@@ -104,7 +104,7 @@ class Combine:
         started = time.perf_counter()
         dispatch, group = self._dispatch, self._dispatch.group
         plan, form = dispatch.plan, dispatch.form
-        group.finish(self._work)
+        group.finish(self._work, "combine")
         device = self._own.device
         sums = torch.zeros((dispatch.tokens, form.hidden), dtype=torch.float32, device=device)
         arrived = self._blocks.arrived()

@@ -73,9 +73,10 @@ class GlooGroup(Group):
         """Receives are posted first: a sender whose peer already waits for it sends at once."""
         backend = self._begin()
         self._tag = (self._tag + 1) % (1 << 30)
-        works = [backend.recv([out[i]], i, self._tag) for i in range(self.size) if out_counts[i]]
+        sources = tuple(i for i in range(self.size) if out_counts[i])
+        works = [backend.recv([out[i]], i, self._tag) for i in sources]
         works += [backend.send([mine[j]], j, self._tag) for j in range(self.size) if counts[j]]
-        return _Operation(self, works)
+        return _Operation(self, works, sources)
 
     def settle(self) -> None:
         """One operation ended well."""
@@ -90,10 +91,6 @@ class GlooGroup(Group):
                     return index
         return None
 
-    def _track(self, work: Work) -> Pending:
-        self._last = work
-        return work
-
     def _begin(self) -> Any:
         with self._lock:
             if self._backend is None:
@@ -104,14 +101,22 @@ class GlooGroup(Group):
 
 @dataclass(slots=True)
 class _Operation:
+    """sources: members that the first of the works receive from; done: works that were waited for."""
+
     group: GlooGroup
     works: list[Work]
+    sources: tuple[int, ...]
+    done: int = 0
 
     def wait(self) -> bool:
         for work in self.works:
             work.wait()
+            self.done += 1
         self.group.settle()
         return True
+
+    def missing(self) -> tuple[int, ...]:
+        return self.sources[self.done :]
 
 
 def _listen(host: str) -> tuple[Any, int]:

@@ -4,9 +4,11 @@ Knows blocks and stamps, no tokens.
 """
 
 import threading
+import time
 
 import torch
 
+from experts.dump import StepMoment
 from experts.errors import RankLost
 from experts.exchange.base import ExchangeCounters
 from experts.exchange.block import Blocks, Stamp, read_stamp
@@ -31,6 +33,7 @@ class GuardedGroup:
         self._group = group
         self._lock = threading.Lock()
         self._closed = False
+        self._wait: tuple[str, float, Pending] | None = None
 
     @property
     def epoch(self) -> int:
@@ -41,6 +44,17 @@ class GuardedGroup:
         """A member, as an operator knows it."""
         member = self.membership.members[index]
         return f"rank {member.rank} ({member.role})"
+
+    def moment(self, layer: int) -> StepMoment:
+        """What the step thread waits for in this group, while its layer is `layer`. Any thread."""
+        wait = self._wait
+        if wait is None:
+            return StepMoment(self.epoch, self.step, layer)
+        phase, since, work = wait
+        missing = work.missing()
+        others = [i for i in range(self.size) if i != self.index] if missing is None else missing
+        peers = tuple(map(self.name, others))
+        return StepMoment(self.epoch, self.step, layer, phase, time.monotonic() - since, peers)
 
     def lost(self, detail: str) -> RankLost:
         """What is raised when this group can't go on."""
@@ -53,7 +67,7 @@ class GuardedGroup:
             work = self._group.all_gather(out, mine.to(self.device))
         except RuntimeError as error:
             raise self._broken(error) from error
-        self.finish(work)
+        self.finish(work, "header")
         return out.view(self.size, -1).cpu()
 
     def exchange(self, blocks: Blocks) -> Pending:
@@ -65,12 +79,18 @@ class GuardedGroup:
         except RuntimeError as error:
             raise self._broken(error) from error
 
-    def finish(self, work: Pending) -> None:
-        """Wait for an operation; what it brought counts only if the group was not closed meanwhile."""
+    def finish(self, work: Pending, phase: str) -> None:
+        """Wait for an operation; what it brought counts only if the group was not closed meanwhile.
+
+        phase: what a dump calls it. The wait is noted by one assignment, which any thread may read.
+        """
+        self._wait = (phase, time.monotonic(), work)
         try:
             work.wait()
         except RuntimeError as error:
             raise self._broken(error) from error
+        finally:
+            self._wait = None
         with self._lock:
             if self._closed:
                 raise self.lost("the exchange was closed")

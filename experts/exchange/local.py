@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from experts.dump import StepMoment
 from experts.exchange.base import CombineHandle, DispatchHandle, Exchange, ExchangeCounters
 from experts.exchange.split import SplitTable
 from experts.exchange.wire import ExpertBatch, Route, StepHeader, StepWish, share_prefill
@@ -41,17 +42,23 @@ class LocalExchange(Exchange):
         self.lockstep = False
         self._budget = budget
         self.epoch = epoch
+        self._layer = -1
         self._version = placement.version
         self._lookup = [_slot_lookup(placement, layer, device) for layer in range(placement.layers)]
 
     def open_step(self, wish: StepWish) -> StepHeader:
         step = self.counters.steps
         self.counters.steps += 1
+        self._layer = -1
         prefill = share_prefill(self._budget, (wish.decode,), (wish.prefill,), step)
         return StepHeader(self.epoch, step, self._version, (wish.decode + prefill[0],), prefill, wish.stop)
 
+    def moment(self) -> StepMoment:
+        return StepMoment(self.epoch, self.counters.steps - 1, self._layer)
+
     def dispatch(self, layer: int, x: torch.Tensor, route: Route) -> DispatchHandle:
         started = time.perf_counter()
+        self._layer = layer
         lookup = self._lookup[layer]
         slots = route.ids if lookup is None else lookup[route.ids.long()]
         self.counters.layers += 1

@@ -75,3 +75,6 @@ class _BoundedWork:
 
     def wait(self) -> bool:
         return self._work.wait(self._timeout)
+
+    def missing(self) -> None:
+        return None

@@ -15,6 +15,9 @@ class Pending(Protocol):
 
     def wait(self) -> bool: ...
 
+    def missing(self) -> tuple[int, ...] | None:
+        """Members from whom nothing is known to have come yet; None: can't be told. Any thread."""
+
 
 class Group(ABC):
     """index: this member's number in the group, size: how many there are; tensors live on `device`.

@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol
 
+from experts.dump import ProcessDump
 from experts.placement import Placement
 
 
@@ -17,6 +18,9 @@ class AdminBackend(Protocol):
     async def rebalance(self, dry_run: bool) -> dict[str, Any]:
         """Plan now, and move unless `dry_run`: the fields of RebalanceResponse. Raises UserError when there is nothing
         to balance or to plan from."""
+
+    async def dump(self) -> list[ProcessDump]:
+        """What every process is doing."""
 
     async def metrics(self, ingress_page: str) -> str:
         """Prometheus text of the whole cluster, given the asking ingress's own."""

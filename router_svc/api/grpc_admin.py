@@ -6,14 +6,14 @@ from typing import NoReturn
 import grpc
 
 from router_svc.api.admin import AdminBackend
-from router_svc.api.grpc_convert import status_message
+from router_svc.api.grpc_convert import dump_message, status_message
 from router_svc.api.grpc_errors import guarded
 from router_svc.proto import tokenyard_pb2 as pb
 from router_svc.proto import tokenyard_pb2_grpc as rpc
 
 
 class AdminServicer(rpc.AdminServicer):
-    """GetStatus, GetPlacement and Rebalance; the rest of the contract answers UNIMPLEMENTED."""
+    """GetStatus, GetPlacement, Rebalance and Dump; the rest of the contract answers UNIMPLEMENTED."""
 
     def __init__(self, backend: AdminBackend) -> None:
         self._backend = backend
@@ -42,6 +42,10 @@ class AdminServicer(rpc.AdminServicer):
     @guarded
     async def Rebalance(self, request: pb.RebalanceRequest, context: grpc.aio.ServicerContext) -> pb.RebalanceResponse:
         return pb.RebalanceResponse(**await self._backend.rebalance(request.dry_run))
+
+    @guarded
+    async def Dump(self, request: pb.DumpRequest, context: grpc.aio.ServicerContext) -> pb.DumpResponse:
+        return dump_message(await self._backend.dump())
 
     async def Drain(self, request: pb.DrainRequest, context: grpc.aio.ServicerContext) -> pb.DrainResponse:
         await _unavailable(context, "Drain")

@@ -1,10 +1,12 @@
 """Between protobuf messages and the service's calls and chunks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pydantic_core import from_json
 
+from experts.dump import ProcessDump
 from router_svc.api.calls import (
     ChatCall,
     ChatMessage,
@@ -129,6 +131,18 @@ def status_message(status: dict[str, Any]) -> pb.Status:
         events=[pb.Event(**event) for event in status.get("events", ())],
         **plain,
     )
+
+
+def dump_message(processes: Sequence[ProcessDump]) -> pb.DumpResponse:
+    """Dumps of processes as a message."""
+    found = []
+    for process in processes:
+        one = pb.ProcessDump(name=process.name, pid=process.pid, trouble=process.trouble, tasks=process.tasks)
+        if process.moment is not None:
+            one.moment.CopyFrom(pb.StepMoment(**asdict(process.moment)))
+        one.threads.extend(pb.ThreadDump(name=thread.name, frames=thread.frames) for thread in process.threads)
+        found.append(one)
+    return pb.DumpResponse(processes=found)
 
 
 def _refuse_resume(request: pb.GenerateRequest | pb.ChatRequest) -> None:

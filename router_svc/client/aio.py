@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from experts.dump import ProcessDump
 from router_svc.client.requests import CHANNEL_OPTIONS, Retries, chat_request, generate_request
 from router_svc.client.results import (
     CallError,
@@ -17,6 +18,7 @@ from router_svc.client.results import (
     chat_delta,
     chat_results,
     delta,
+    process_dumps,
     results,
 )
 from router_svc.client.sync import as_dict
@@ -104,6 +106,10 @@ class AsyncClient:
         """Plan now and move experts, unless `dry_run`: what RebalanceResponse tells."""
         request = pb.RebalanceRequest(dry_run=dry_run)
         return as_dict(await self._unary(lambda s: s.Rebalance, request, rpc.AdminStub))
+
+    async def dump(self) -> list[ProcessDump]:
+        """What every process of the cluster is doing."""
+        return process_dumps(await self._unary(lambda s: s.Dump, pb.DumpRequest(), rpc.AdminStub))
 
     async def _unary(
         self, method: Callable[[Any], Any], request: Any, stub: Callable[[Any], Any] = rpc.InferenceStub

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 
+from experts.dump import ProcessDump, StepMoment, ThreadDump
 from router_svc.proto import tokenyard_pb2 as pb
 
 
@@ -82,6 +83,24 @@ def usage_of(message: Any) -> dict[str, int]:
         "completion_tokens": u.completion_tokens,
         "cached_tokens": u.cached_tokens,
     }
+
+
+def process_dumps(response: pb.DumpResponse) -> list[ProcessDump]:
+    """The processes of a dump."""
+    return [
+        ProcessDump(p.name, p.pid, p.trouble, _moment(p), tuple(map(_thread, p.threads)), tuple(p.tasks))
+        for p in response.processes
+    ]
+
+
+def _moment(process: pb.ProcessDump) -> StepMoment | None:
+    m = process.moment
+    held = process.HasField("moment")
+    return StepMoment(m.epoch, m.step, m.layer, m.phase, m.seconds, tuple(m.peers)) if held else None
+
+
+def _thread(thread: pb.ThreadDump) -> ThreadDump:
+    return ThreadDump(thread.name, tuple(thread.frames))
 
 
 def delta(chunk: pb.GenerateChunk) -> Delta:

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 from google.protobuf.json_format import MessageToDict
 
+from experts.dump import ProcessDump
 from router_svc.client.requests import CHANNEL_OPTIONS, Retries, chat_request, generate_request
 from router_svc.client.results import (
     CallError,
@@ -18,6 +19,7 @@ from router_svc.client.results import (
     chat_delta,
     chat_results,
     delta,
+    process_dumps,
     results,
 )
 from router_svc.proto import tokenyard_pb2 as pb
@@ -108,6 +110,10 @@ class Client:
         """Plan now and move experts, unless `dry_run`: what RebalanceResponse tells."""
         request = pb.RebalanceRequest(dry_run=dry_run)
         return as_dict(self._unary(lambda s: s.Rebalance, request, rpc.AdminStub))
+
+    def dump(self) -> list[ProcessDump]:
+        """What every process of the cluster is doing."""
+        return process_dumps(self._unary(lambda s: s.Dump, pb.DumpRequest(), rpc.AdminStub))
 
     def placement(self) -> pb.Placement:
         """Which expert is in which slot."""

@@ -297,7 +297,7 @@ class WatchStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Worker(_message.Message):
-    __slots__ = ("rank", "role", "pid", "node_ip", "state", "slots", "load")
+    __slots__ = ("rank", "role", "pid", "node_ip", "state", "slots", "load", "memory_bytes")
     RANK_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -305,6 +305,7 @@ class Worker(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     rank: int
     role: str
     pid: int
@@ -312,7 +313,8 @@ class Worker(_message.Message):
     state: str
     slots: int
     load: float
-    def __init__(self, rank: _Optional[int] = ..., role: _Optional[str] = ..., pid: _Optional[int] = ..., node_ip: _Optional[str] = ..., state: _Optional[str] = ..., slots: _Optional[int] = ..., load: _Optional[float] = ...) -> None: ...
+    memory_bytes: int
+    def __init__(self, rank: _Optional[int] = ..., role: _Optional[str] = ..., pid: _Optional[int] = ..., node_ip: _Optional[str] = ..., state: _Optional[str] = ..., slots: _Optional[int] = ..., load: _Optional[float] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class RequestCounts(_message.Message):
     __slots__ = ("running", "waiting")
@@ -331,7 +333,7 @@ class Balancedness(_message.Message):
     def __init__(self, last: _Optional[float] = ..., mean: _Optional[float] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("model", "epoch", "placement_version", "state", "workers", "requests", "balancedness", "rebalances", "experts_moved", "recoveries", "reason", "balancer", "events")
+    __slots__ = ("model", "epoch", "placement_version", "state", "workers", "requests", "balancedness", "rebalances", "experts_moved", "recoveries", "reason", "balancer", "events", "tokens_per_second", "kv_cache_usage", "time_to_first_token")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -345,6 +347,9 @@ class Status(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     BALANCER_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_USAGE_FIELD_NUMBER: _ClassVar[int]
+    TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
     model: str
     epoch: int
     placement_version: int
@@ -358,7 +363,10 @@ class Status(_message.Message):
     reason: str
     balancer: Balancer
     events: _containers.RepeatedCompositeFieldContainer[Event]
-    def __init__(self, model: _Optional[str] = ..., epoch: _Optional[int] = ..., placement_version: _Optional[int] = ..., state: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., requests: _Optional[_Union[RequestCounts, _Mapping]] = ..., balancedness: _Optional[_Union[Balancedness, _Mapping]] = ..., rebalances: _Optional[int] = ..., experts_moved: _Optional[int] = ..., recoveries: _Optional[int] = ..., reason: _Optional[str] = ..., balancer: _Optional[_Union[Balancer, _Mapping]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+    tokens_per_second: float
+    kv_cache_usage: float
+    time_to_first_token: float
+    def __init__(self, model: _Optional[str] = ..., epoch: _Optional[int] = ..., placement_version: _Optional[int] = ..., state: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., requests: _Optional[_Union[RequestCounts, _Mapping]] = ..., balancedness: _Optional[_Union[Balancedness, _Mapping]] = ..., rebalances: _Optional[int] = ..., experts_moved: _Optional[int] = ..., recoveries: _Optional[int] = ..., reason: _Optional[str] = ..., balancer: _Optional[_Union[Balancer, _Mapping]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., tokens_per_second: _Optional[float] = ..., kv_cache_usage: _Optional[float] = ..., time_to_first_token: _Optional[float] = ...) -> None: ...
 
 class Balancer(_message.Message):
     __slots__ = ("state", "reason", "policy", "plans", "last", "seconds")
@@ -447,3 +455,53 @@ class ScaleRequest(_message.Message):
 class ScaleResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class DumpRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DumpResponse(_message.Message):
+    __slots__ = ("processes",)
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    processes: _containers.RepeatedCompositeFieldContainer[ProcessDump]
+    def __init__(self, processes: _Optional[_Iterable[_Union[ProcessDump, _Mapping]]] = ...) -> None: ...
+
+class ProcessDump(_message.Message):
+    __slots__ = ("name", "pid", "trouble", "moment", "threads", "tasks")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    MOMENT_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    pid: int
+    trouble: str
+    moment: StepMoment
+    threads: _containers.RepeatedCompositeFieldContainer[ThreadDump]
+    tasks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., pid: _Optional[int] = ..., trouble: _Optional[str] = ..., moment: _Optional[_Union[StepMoment, _Mapping]] = ..., threads: _Optional[_Iterable[_Union[ThreadDump, _Mapping]]] = ..., tasks: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class StepMoment(_message.Message):
+    __slots__ = ("epoch", "step", "layer", "phase", "seconds", "peers")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    step: int
+    layer: int
+    phase: str
+    seconds: float
+    peers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., layer: _Optional[int] = ..., phase: _Optional[str] = ..., seconds: _Optional[float] = ..., peers: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ThreadDump(_message.Message):
+    __slots__ = ("name", "frames")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    frames: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., frames: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -397,6 +397,11 @@ class AdminStub:
                 request_serializer=router__svc_dot_proto_dot_tokenyard__pb2.ScaleRequest.SerializeToString,
                 response_deserializer=router__svc_dot_proto_dot_tokenyard__pb2.ScaleResponse.FromString,
                 _registered_method=True)
+        self.Dump = channel.unary_unary(
+                '/tokenyard.v1.Admin/Dump',
+                request_serializer=router__svc_dot_proto_dot_tokenyard__pb2.DumpRequest.SerializeToString,
+                response_deserializer=router__svc_dot_proto_dot_tokenyard__pb2.DumpResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -438,6 +443,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Dump(self, request, context):
+        """What every process is doing: stacks, and whom its step waits for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -470,6 +482,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Scale,
                     request_deserializer=router__svc_dot_proto_dot_tokenyard__pb2.ScaleRequest.FromString,
                     response_serializer=router__svc_dot_proto_dot_tokenyard__pb2.ScaleResponse.SerializeToString,
+            ),
+            'Dump': grpc.unary_unary_rpc_method_handler(
+                    servicer.Dump,
+                    request_deserializer=router__svc_dot_proto_dot_tokenyard__pb2.DumpRequest.FromString,
+                    response_serializer=router__svc_dot_proto_dot_tokenyard__pb2.DumpResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -634,6 +651,33 @@ class Admin:
             '/tokenyard.v1.Admin/Scale',
             router__svc_dot_proto_dot_tokenyard__pb2.ScaleRequest.SerializeToString,
             router__svc_dot_proto_dot_tokenyard__pb2.ScaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Dump(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenyard.v1.Admin/Dump',
+            router__svc_dot_proto_dot_tokenyard__pb2.DumpRequest.SerializeToString,
+            router__svc_dot_proto_dot_tokenyard__pb2.DumpResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,10 +1,12 @@
 """One process: a part that ends though it never should is told by status, health and events."""
 
+import json
 import urllib.error
 import urllib.request
 
 import pytest
 
+from cluster.cli.dump import dump
 from router_svc.client import CallError, Client
 from router_svc.client.requests import Retries
 from tests.server import RunningServer, one_process
@@ -45,3 +47,20 @@ def test_a_step_thread_that_exits_fails_requests_and_degrades(monkeypatch: pytes
         with pytest.raises(CallError, match="the server is stopping") as refused:
             client.generate([5], max_tokens=2)
         assert refused.value.retry_after == 5.0
+
+
+def test_dump_shows_the_step_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    with one_process() as server, Client(server.target) as client:
+        assert len(client.generate([5, 6], max_tokens=3, ignore_eos=True)) == 1
+        (found,) = client.dump()
+        assert found.moment is not None
+        assert found.moment.step >= 2
+        assert found.moment.peers == ()
+        (loop,) = [thread.frames for thread in found.threads if thread.name == "step-loop"]
+        assert any("router_svc/engine/step_loop.py" in frame for frame in loop)
+        assert any(task.startswith("HTTP server: ") for task in found.tasks)
+        dump(server.target, as_json=False)
+        assert "thread step-loop\n    " in capsys.readouterr().out
+        dump(server.target, as_json=True)
+        (one,) = json.loads(capsys.readouterr().out)["processes"]
+        assert {"name", "pid", "trouble", "moment", "threads", "tasks"} == set(one)

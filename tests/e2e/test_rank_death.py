@@ -5,6 +5,7 @@ import signal
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -27,6 +28,8 @@ def test_killed_rank(role: str, start_cluster: Starter, tmp_path: Path) -> None:
             stream = client.generate_stream([5, 6, 7], max_tokens=900, temperature=0.0, ignore_eos=True)
             for _ in range(5):
                 next(stream)
+            os.kill(victim["pid"], signal.SIGSTOP)
+            _check_dump(client, victim)
             os.kill(victim["pid"], signal.SIGKILL)
             with pytest.raises(CallError) as caught:
                 for _ in stream:
@@ -51,3 +54,21 @@ def test_killed_rank(role: str, start_cluster: Starter, tmp_path: Path) -> None:
         with grpc.insecure_channel(target) as channel:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
             assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def _check_dump(client: Client, stopped: dict[str, Any]) -> None:
+    """The stopped rank is in the page though it says nothing, and the others say that they wait for it."""
+    name = f"rank {stopped['rank']} ({stopped['role']})"
+
+    def blamed() -> bool:
+        return any(one.moment and name in one.moment.peers for one in client.dump())
+
+    wait_until(blamed, "ranks wait for the stopped one")
+    found = {one.name: one for one in client.dump()}
+    assert sorted(found) == ["gRPC door 0", "rank 0 (expert)", "rank 1 (expert)", "rank 2 (attention)", "supervisor"]
+    silent = found.pop(name)
+    assert (silent.pid, silent.threads) == (stopped["pid"], ())
+    assert silent.trouble == "does not answer within 2 s; its process: stopped"
+    assert all(one.threads and not one.trouble for one in found.values())
+    waiting = next(one for one in found.values() if one.moment and name in one.moment.peers)
+    assert any(thread.name == "step-loop" for thread in waiting.threads)
