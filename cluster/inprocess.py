@@ -1,6 +1,7 @@
 """The whole server in one process, without Ray: one engine, its experts, and both front doors."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -159,7 +160,9 @@ class LocalServer:
         loop = self._loop = asyncio.get_running_loop()
         text = TextStack.load(plan.folder, plan.spec, plan.config.reasoning_parser)
         engines = LocalEngines(loop)
-        self.rank = await asyncio.to_thread(LocalRank, plan, engines.deliver, progress)
+        self._note("starting", f"{plan.name} in one process")
+        self.rank = await asyncio.to_thread(self._load, engines.deliver, progress)
+        self._note("balancing", "off: one rank holds all experts")
         self.engines = engines
         if plan.config.record_loads is not None:
             recording = self._record(plan.config.record_loads)
@@ -168,10 +171,27 @@ class LocalServer:
         admin = LocalAdmin(plan, self.rank, engines, self.events)
         self.grpc = GrpcServer(self.service, admin, plan.config.host, plan.config.grpc_port)
         await self.grpc.start()
+        self._note("door", f"gRPC listens on {plan.config.host}:{self.grpc.port}")
         await self._start_http(admin)
+        self._note("door", f"HTTP listens on {plan.config.host}:{self.http_port}")
         self.rank.start(self._failed)
         engines.attach(self.rank.engine.post)
         await self.grpc.show_state("ready")
+
+    def _load(self, deliver: Callable[[list[Event]], None], progress: Progress | None) -> LocalRank:
+        began, read = time.monotonic(), 0
+
+        def note(rank: int, done: int, total: int) -> None:
+            nonlocal read
+            read = done
+            if progress is not None:
+                progress(rank, done, total)
+
+        rank = LocalRank(self.plan, deliver, note)
+        self._note(
+            "loaded", f"rank 0 (both, pid {os.getpid()}): {read / 1e6:.1f} MB in {time.monotonic() - began:.1f} s"
+        )
+        return rank
 
     def _note(self, kind: str, what: str) -> None:
         self.events.add(time.time(), kind, what)

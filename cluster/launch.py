@@ -78,6 +78,7 @@ class RayCluster:
         self.grpc_port = self._get(port)
         self.supervisor.add_door.remote(self.door, order, self.grpc_port)
         self._await_http()
+        self.supervisor.note.remote("door", f"HTTP listens on {self.plan.config.host}:{self.http_port}")
 
     def start_ranks(self, view: LoadingView) -> None:
         """Bring the ranks up without a front door, for simulations."""

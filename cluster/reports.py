@@ -39,4 +39,7 @@ class RankReports:
         if last is None:
             return RankView(handle.seat, state, None, None)
         totals, stats = last
-        return RankView(handle.seat, state, totals.loads, None if state == "dead" else stats, totals.exchange)
+        return RankView(
+            handle.seat, state, totals.loads, None if state == "dead" else stats, totals.exchange,
+            0 if state == "dead" else totals.memory_bytes,
+        )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 
 from experts.exchange.base import ExchangeCounters
@@ -18,13 +19,15 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class RankView:
-    """One rank at one moment. loads: int64 [L, S] tokens computed per slot since its start, None without slots."""
+    """One rank at one moment. loads: int64 [L, S] tokens computed per slot since its start, None without slots;
+    memory_bytes: of its process, resident, 0 = not known."""
 
     member: Member
     state: str
     loads: IntArray | None
     engine: EngineStats | None
     exchange: ExchangeCounters = field(default_factory=ExchangeCounters)
+    memory_bytes: int = 0
 
     @classmethod
     def here(
@@ -37,7 +40,8 @@ class RankView:
         """The view of a rank in this process."""
         seat = Member(member.rank, member.role, member.incarnation, member.node_ip, os.getpid())
         table = None if loads is None else loads.numpy()
-        return cls(seat, "ready", table, engine, exchange or ExchangeCounters())
+        memory = psutil.Process().memory_info().rss
+        return cls(seat, "ready", table, engine, exchange or ExchangeCounters(), memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +129,11 @@ class StatusBook:
                     "state": view.state,
                     "slots": self._slots if view.member.holds_experts else 0,
                     "load": round(loads.get(view.member.rank, 0.0), 4),
+                    "memory_bytes": view.memory_bytes,
                 }
                 for view in views
             ],
-            "requests": {
-                "running": sum(v.engine.running for v in views if v.engine),
-                "waiting": sum(v.engine.waiting for v in views if v.engine),
-            },
+            **_serving([view.engine for view in views if view.engine is not None]),
             "balancedness": {"last": round(last, 4), "mean": round(mean, 4)},
             "rebalances": balancer.rebalances,
             "experts_moved": balancer.experts_moved,
@@ -145,3 +147,19 @@ class StatusBook:
                 "seconds": round(balancer.seconds, 4),
             },
         }
+
+
+def _serving(engines: Sequence[EngineStats]) -> dict[str, Any]:
+    """What the engines do for their clients, all together."""
+    firsts = sum(engine.recent.first_tokens for engine in engines)
+    waited = sum(engine.recent.first_tokens * engine.recent.first_token_seconds for engine in engines)
+    blocks = sum(engine.kv_blocks for engine in engines)
+    return {
+        "requests": {
+            "running": sum(engine.running for engine in engines),
+            "waiting": sum(engine.waiting for engine in engines),
+        },
+        "tokens_per_second": round(sum(engine.recent.tokens_per_second for engine in engines), 2),
+        "time_to_first_token": round(waited / firsts, 4) if firsts else 0.0,
+        "kv_cache_usage": round(sum(engine.kv_blocks_held for engine in engines) / blocks, 4) if blocks else 0.0,
+    }

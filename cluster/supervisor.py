@@ -76,11 +76,8 @@ class Supervisor:
         self._ranks = [start_rank(self._plan, seat, self._secret, self._namespace) for seat in self._plan.seats]
         for handle in self._ranks:
             self._watch.keep(handle)
-        ports = await asyncio.gather(*(handle.actor.load.remote() for handle in self._ranks))
-        reports = await asyncio.gather(*(report_of(handle) for handle in self._ranks))
-        for handle, port, (report, _) in zip(self._ranks, ports, reports, strict=True):
-            handle.link_port = port or 0
-            handle.seat = replace(handle.seat, pid=report.pid)
+        self._happened("starting", f"{self._plan.name} on {len(self._ranks)} ranks")
+        await asyncio.gather(*map(self._load, self._ranks))
         self._life.seats = tuple(handle.seat for handle in self._ranks)
         await self._enter_epoch()
 
@@ -188,6 +185,11 @@ class Supervisor:
     async def add_door(self, door: Any, order: IngressOrder, port: int) -> None:
         """Watch a door that listens on `port`, and put its metrics on the cluster's page."""
         self._doors.add(door, order, port)
+        self._happened("door", f"gRPC listens on {self._plan.config.host}:{port}")
+
+    async def note(self, kind: str, text: str) -> None:
+        """Put into the event log what happened elsewhere."""
+        self._happened(kind, text)
 
     async def metrics(self, ingress_page: str) -> str:
         """Prometheus text of the whole cluster: an ingress's own page, the doors' and the ranks'."""
@@ -236,10 +238,18 @@ class Supervisor:
         handle = start_rank(plan, seat, self._secret, self._namespace, self._serving().split)
         self._starting.append(handle)
         self._watch.keep(handle)
-        await handle.actor.load.remote()
-        report, _ = await report_of(handle)
-        handle.seat = replace(seat, pid=report.pid)
+        await self._load(handle)
         return handle
+
+    async def _load(self, handle: RankHandle) -> None:
+        """Have a rank read its weights; what it listens on and who it is are known from then on."""
+        began = time.monotonic()
+        handle.link_port = await handle.actor.load.remote() or 0
+        seconds = time.monotonic() - began
+        report, _ = await report_of(handle)
+        handle.seat = replace(handle.seat, pid=report.pid)
+        read, _ = await handle.actor.progress.remote()
+        self._happened("loaded", f"{handle.title}: {read / 1e6:.1f} MB in {seconds:.1f} s")
 
     def _record(self, members: Sequence[RankHandle], planned: bool) -> EpochRecord:
         seats = tuple(handle.seat for handle in members)
@@ -267,7 +277,10 @@ class Supervisor:
                 joins.append(handle.actor.join.remote(record, peers))
             else:
                 joins.append(handle.actor.join.remote(record))
+        began = time.monotonic()
         await asyncio.gather(*joins)
+        seconds = time.monotonic() - began
+        self._happened("epoch", f"epoch {record.membership.epoch}: {len(joins)} ranks met in {seconds:.1f} s")
         for handle in self._ranks:
             self._watch.watch(handle)
         self._life.joined(record.membership.epoch)
@@ -288,6 +301,8 @@ class Supervisor:
             await self._ports(), plan.placement, policy, settings, self._events, policy_of(plan), self._recorder
         )
         self._balancing = watch_task("balancer", self._balancer.run(), self._unbalanced)
+        acts = f"on, policy {policy.name}" if settings.enabled else "off; loads are counted"
+        self._happened("balancing", acts)
 
     async def _stop_balancing(self) -> None:
         """No more moves; what was recorded is written."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from experts.checkpoint.reader import CheckpointReader
@@ -55,7 +56,8 @@ class RankOrder:
 @dataclass(frozen=True, slots=True)
 class RankReport:
     """A rank's running totals. loads: int64 [L, S] tokens per slot, None without slots; version: of the placement in
-    the newest step; weights_port: where its slots are served, 0 without; switch_seconds: spent writing slots."""
+    the newest step; weights_port: where its slots are served, 0 without; switch_seconds: spent writing slots;
+    memory_bytes: of its process, resident."""
 
     pid: int
     loads: IntArray | None
@@ -64,6 +66,7 @@ class RankReport:
     version: int = 0
     weights_port: int = 0
     switch_seconds: float = 0.0
+    memory_bytes: int = 0
 
 
 class RankSeat:
@@ -162,5 +165,5 @@ class RankSeat:
             os.getpid(), loads, counters, layers.compute_seconds if layers is not None else 0.0,
             exchange.version if exchange is not None else 0,
             self._weights.port if self._weights is not None else 0,
-            self.migration.switch_seconds if self.migration is not None else 0.0,
+            self.migration.switch_seconds if self.migration is not None else 0.0, psutil.Process().memory_info().rss,
         )  # fmt: skip

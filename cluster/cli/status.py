@@ -37,6 +37,10 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"{found['model']}: {found['state']}, epoch {found['epoch']}, placement {found['placement_version']}, "
         f"{requests['running']} running, {requests['waiting']} waiting, balancedness {balance['last']:.3f}"
     )
+    serving = (
+        f"{found['tokens_per_second']:.1f} tokens/s, first token after {first_token(found)}, "
+        f"KV cache {100 * found['kv_cache_usage']:.0f} % in use"
+    )
     reason = [f"reason: {found['reason']}"] if found["reason"] else []
     balancer = found["balancer"]
     moving = []
@@ -46,21 +50,33 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"{found['experts_moved']} experts moved in {balancer['seconds']:.1f} s"
             + (f"; {balancer['reason'] or balancer['last']}" if balancer["reason"] or balancer["last"] else "")
         ]
-    return [head, *reason, *moving, *(
-        f"rank {w['rank']} {w['role']} {w['state']} pid {w['pid']} on {w['node_ip']}, {w['slots']} slots, load {w['load']:.3f}"
+    return [head, serving, *reason, *moving, *(
+        f"rank {w['rank']} {w['role']} {w['state']} pid {w['pid']} on {w['node_ip']}, {memory(w)}, "
+        f"{w['slots']} slots, load {w['load']:.3f}"
         for w in found["workers"]
     )]  # fmt: skip
+
+
+def first_token(found: dict[str, Any]) -> str:
+    """The mean time to first token of the last seconds."""
+    seconds = found["time_to_first_token"]
+    return f"{seconds:.3f} s" if seconds else "- s"
+
+
+def memory(worker: dict[str, Any]) -> str:
+    """A rank's resident memory."""
+    return f"{worker['memory_bytes'] / 1e6:,.0f} MB" if worker["memory_bytes"] else "- MB"
 
 
 def _table(found: dict[str, Any]) -> None:
     from rich.console import Console  # a terminal's dress, not needed elsewhere
     from rich.table import Table
 
-    head, *_ = lines(found)
-    table = Table(title=head, caption=found["reason"] or None)
-    for name in ("rank", "role", "state", "pid", "node", "slots", "load"):
+    head, serving, *_ = lines(found)
+    table = Table(title=f"{head}\n{serving}", caption=found["reason"] or None)
+    for name in ("rank", "role", "state", "pid", "node", "memory", "slots", "load"):
         table.add_column(name, justify="left" if name in ("role", "state", "node") else "right")
     for w in found["workers"]:
-        row = (w["rank"], w["role"], w["state"], w["pid"], w["node_ip"], w["slots"], f"{w['load']:.3f}")
+        row = (w["rank"], w["role"], w["state"], w["pid"], w["node_ip"], memory(w), w["slots"], f"{w['load']:.3f}")
         table.add_row(*map(str, row))
     Console().print(table)

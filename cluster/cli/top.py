@@ -15,6 +15,7 @@ from rich.text import Text
 
 from cluster.cli.connect import connect
 from cluster.cli.generate import Target
+from cluster.cli.status import first_token, memory
 
 _BAR = 30  # characters of a load of 2
 _WIDE = 10_000  # characters: lines of a file or a pipe are not broken
@@ -74,24 +75,28 @@ def view(found: dict[str, Any], copies: dict[int, tuple[int, int]]) -> Group:
         f"  epoch {found['epoch']}  placement {found['placement_version']}  {requests['running']} running, "
         f"{requests['waiting']} waiting  balancedness {balance['last']:.3f} (mean {balance['mean']:.3f})",
     )
+    serving = Text(
+        f"{found['tokens_per_second']:.1f} tokens/s  first token after {first_token(found)}  "
+        f"KV cache {100 * found['kv_cache_usage']:.0f} % in use"
+    )
     moving = Text(
         f"balancer {balancer['state']}  {balancer['plans']} plans, {found['rebalances']} rebalances, "
         f"{found['experts_moved']} experts moved in {balancer['seconds']:.1f} s  {balancer['last']}"
     )
     table = Table(box=None, pad_edge=False)
-    for name, side in (("rank", "right"), ("role", "left"), ("state", "left"), ("slots", "right"), ("replicas", "right"),
-                       ("load", "right"), ("", "left")):  # fmt: skip
+    for name, side in (("rank", "right"), ("role", "left"), ("state", "left"), ("memory", "right"), ("slots", "right"),
+                       ("replicas", "right"),                        ("load", "right"), ("", "left")):  # fmt: skip
         table.add_column(name, justify=side)  # type: ignore[arg-type]
     for worker in found["workers"]:
         used, several = copies.get(worker["rank"], (0, 0)) if worker["slots"] else (0, 0)
         load = worker["load"]
         bar = Text("█" * min(round(load * _BAR / 2), _BAR), "red" if load > 1.2 else "green")
         table.add_row(
-            str(worker["rank"]), worker["role"], worker["state"], str(used or ""), str(several or ""),
+            str(worker["rank"]), worker["role"], worker["state"], memory(worker), str(used or ""), str(several or ""),
             f"{load:.2f}" if worker["slots"] else "", bar,
         )  # fmt: skip
     events = [
         Text(f"{time.strftime('%H:%M:%S', time.localtime(e['seconds']))} {e['kind']}: {e['text']}", "dim")
         for e in found["events"][-6:]
     ]
-    return Group(head, *([Text(found["reason"], "red")] if found["reason"] else []), moving, table, *events)
+    return Group(head, serving, *([Text(found["reason"], "red")] if found["reason"] else []), moving, table, *events)

@@ -21,6 +21,7 @@ class StepOutput:
         self.events: list[Event] = []
         self.prompt_tokens = 0
         self.generated_tokens = 0
+        self.first_waits: list[float] = []  # s, of requests whose first token this step drew
         self.seconds = 0.0
 
     def fail(self, request: EngineRequest, code: Code, message: str) -> None:
@@ -68,6 +69,8 @@ class StepOutput:
         sequence.tokens.append(drawn.token)
         if sequence.first_token is None:
             sequence.first_token = now
+            if sequence.choice == 0:
+                self.first_waits.append(now - sequence.arrived)
         self.generated_tokens += 1
         reason = self._finish_reason(sequence, drawn.token)
         self.events.append(

@@ -23,6 +23,7 @@ from router_svc.engine.intake import Intake
 from router_svc.engine.kv_pages import KVPages
 from router_svc.engine.output import StepOutput
 from router_svc.engine.prefix import PrefixChain
+from router_svc.engine.recent import Rates, Recent
 from router_svc.engine.scheduler import Scheduler
 from router_svc.engine.sequence import Chunk, Sequence
 from router_svc.models.decoder import CausalModel
@@ -33,7 +34,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class EngineStats:
-    """A snapshot. Blocks of block_size tokens; tokens since the start; seconds spent per phase of the steps."""
+    """A snapshot. Blocks of block_size tokens; tokens since the start; seconds spent per phase of the steps; recent: of
+    the last seconds."""
 
     running: int = 0
     waiting: int = 0
@@ -49,6 +51,7 @@ class EngineStats:
     schedule_seconds: float = 0.0
     forward_seconds: float = 0.0
     sample_seconds: float = 0.0
+    recent: Rates = Rates()
 
 
 class Engine:
@@ -83,6 +86,7 @@ class Engine:
         self._busy = False  # the last step ran tokens somewhere, so all ranks open the next one without a bell
         self._idle = False
         self._stats = EngineStats(kv_blocks=config.kv_blocks)
+        self._recent = Recent()
 
     def post(self, message: Message) -> None:
         """Hand over a message; a request that can't be taken gets its FailedEvent at once."""
@@ -109,7 +113,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """What the last finished step left; of an engine that takes nothing any more, nothing runs."""
         if self._intake.closed is None:
-            return self._stats
+            return replace(self._stats, recent=self._recent.rates(time.monotonic()))
         return replace(self._stats, running=0, waiting=0, kv_blocks_held=0)
 
     def run(self) -> None:
@@ -276,6 +280,8 @@ class Engine:
 
     def _count(self, output: StepOutput, chunks: list[Chunk]) -> None:
         old, scheduler = self._stats, self._scheduler
+        if output.generated_tokens:
+            self._recent.add(time.monotonic(), output.generated_tokens, output.first_waits)
         self._stats = EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
