@@ -20,7 +20,7 @@ from cluster.status import RankView, StatusBook
 from experts.background import only_log, watch_task, watch_thread
 from experts.checkpoint.reader import CheckpointReader
 from experts.doorbell import Doorbell
-from experts.dump import ProcessDump, dump_here
+from experts.dump import ProcessDump, dump_here, page
 from experts.errors import UserError
 from experts.exchange.local import LocalExchange
 from experts.layers import ExpertLayers
@@ -241,6 +241,10 @@ class LocalServer:
             await asyncio.sleep(0.01)
         if not self._http.started:
             raise RuntimeError("the HTTP server ended while it started; the log says why")
+
+    def dump(self) -> str:
+        """A page that says what this process is doing, from any thread; also while it loads."""
+        return page([dump_here("one process") if self.rank is None else self.rank.dump()])
 
     async def stop(self, grace: float = 2.0) -> None:
         """Refuse new work, let streams end within `grace` seconds, close."""

@@ -21,7 +21,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 import ray
 from ray import serve
 from ray._private import ray_constants
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from cluster.loading import LoadingView
 from cluster.plan import ServePlan
@@ -29,12 +29,14 @@ from cluster.run_local import ready_line
 from cluster.signals import Signals, Stopped
 from cluster.supervisor import Supervisor
 from experts.background import only_log, watch_thread
+from experts.dump import ProcessDump, dump_here, page
 from experts.errors import UserError
 from router_svc.door import Door
 from router_svc.ingress import IngressOrder
 from router_svc.serve_app import HttpReplica
 
 _SERVE_START = 15.0  # s that Serve may take to start before it is stopped halfway
+_DUMP = 6.0  # s for the supervisor, which gives ranks less, to answer
 _OBJECT_STORE = 80 << 20  # bytes; tokens and weights never go through it
 
 
@@ -109,6 +111,16 @@ class RayCluster:
             if line != told and (reason or told) and state != "stopping":
                 tell(line)
             told = line if reason else ""
+
+    def dump(self) -> str:
+        """A page that says what every process is doing, from any thread; also while they start."""
+        found = [dump_here("tokenyard serve")]
+        if self.supervisor is not None:
+            try:
+                found += ray.get(self.supervisor.dump.remote(), timeout=_DUMP)
+            except (GetTimeoutError, RayError) as error:
+                found.append(ProcessDump("supervisor", 0, f"does not answer: {type(error).__name__}"))
+        return page(found, self.namespace)
 
     def stop(self) -> None:
         """Drain the doors, end the ranks, then Ray if it is ours."""
@@ -203,6 +215,7 @@ def run(plan: ServePlan, signals: Signals) -> None:
     """Serve until a signal asks to end."""
     signals.ask_first()
     cluster = RayCluster(plan, signals.go_on)
+    signals.dump_by(cluster.dump)
     try:
         with LoadingView(plan.seats) as view, contextlib.suppress(Stopped):
             cluster.start(view)

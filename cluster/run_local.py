@@ -24,6 +24,7 @@ async def _run(plan: ServePlan, signals: Signals) -> None:
 
     signals.ask_first(ask)
     server = LocalServer(plan)
+    signals.dump_by(server.dump)
     with LoadingView(plan.seats) as view:
         starting = join_task("start", server.start(view.update))
         waiting = join_task("signals", stop.wait())

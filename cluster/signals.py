@@ -1,19 +1,22 @@
 """SIGINT, SIGTERM and SIGHUP of a server: one rule for one process and for a cluster. Knows neither.
 
 While modules load, a signal ends the process. Later the first one asks to end, and one more than SAME_SIGNAL after it
-ends the process at once. SIGHUP counts where it was not ignored at the start (as under nohup).
+ends the process at once. SIGHUP counts where it was not ignored at the start (as under nohup). SIGUSR1 has a dump printed.
 
 The signals are blocked in every thread, and one thread waits for them: Python's handlers run in the main thread only,
 which may be inside native code for minutes, and libraries replace handlers.
 """
 
+import contextlib
 import importlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 SAME_SIGNAL = 1.0  # s; a shell and a wrapper may both pass one Ctrl-C on
 
@@ -32,10 +35,11 @@ class Signals:
         self._numbers = {signal.SIGINT, signal.SIGTERM}
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             self._numbers.add(signal.SIGHUP)
+        self._dump: Callable[[], str] = lambda: _dumps().page([_dumps().dump_here("tokenyard serve")])
 
     def take(self) -> None:
         """Take the signals over; in the main thread, before there are others."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers | {signal.SIGUSR1})
         os.register_at_fork(after_in_child=_unblock)  # is run in the processes that Ray starts, too
         background = importlib.import_module("experts.background")  # asyncio and logging, once signals can't be lost
         background.watch_thread("signals", self._wait, background.end_process)
@@ -44,6 +48,10 @@ class Signals:
         """From now on the first signal asks to end. wake: called then, in another thread."""
         self._wake = wake
 
+    def dump_by(self, dump: Callable[[], str]) -> None:
+        """dump: the page that SIGUSR1 prints from now on; called in a thread of its own, and may take seconds."""
+        self._dump = dump
+
     def go_on(self) -> None:
         """Raise Stopped once a signal asked to end."""
         if self.asked.is_set():
@@ -51,7 +59,17 @@ class Signals:
 
     def _wait(self) -> None:
         while True:
-            self._take(signal.sigwait(self._numbers), time.monotonic())
+            number = signal.sigwait(self._numbers | {signal.SIGUSR1})
+            if number == signal.SIGUSR1:
+                background = importlib.import_module("experts.background")
+                background.watch_thread("dump", self._print_dump, background.only_log, returns=True)
+            else:
+                self._take(number, time.monotonic())
+
+    def _print_dump(self) -> None:
+        text = self._dump()
+        with contextlib.suppress(OSError, ValueError):  # nobody can read it
+            print(text, file=sys.stderr, flush=True)
 
     def _take(self, number: int, now: float) -> None:
         if self._wake is None:
@@ -64,8 +82,13 @@ class Signals:
             os._exit(1)
 
 
+def _dumps() -> Any:
+    return importlib.import_module("experts.dump")
+
+
 def _unblock() -> None:
-    """In a child. SIGHUP stays blocked: a closing terminal sends it to the children too, which are needed for draining."""
+    """In a child. SIGUSR1 stays blocked, which would end it; so does SIGHUP: a closing terminal sends it to the children
+    too, which are needed for draining."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
 

@@ -56,11 +56,12 @@ class ProcessDump:
 def dump_here(name: str, moment: StepMoment | None = None) -> ProcessDump:
     """This process, from any of its threads; `tasks` where one of them runs an event loop and is the caller."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    stacks = tuple(
+    stacks = [
         ThreadDump(names.get(number, f"thread {number}"), _frames(frame))
-        for number, frame in sorted(sys._current_frames().items())
-    )
-    return ProcessDump(name, os.getpid(), "", moment, stacks, _tasks())
+        for number, frame in sys._current_frames().items()
+    ]
+    stacks.sort(key=lambda thread: (thread.name != "MainThread", thread.name))
+    return ProcessDump(name, os.getpid(), "", moment, tuple(stacks), _tasks())
 
 
 def page(processes: Sequence[ProcessDump], head: str = "") -> str:

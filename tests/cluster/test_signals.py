@@ -60,6 +60,20 @@ def test_the_first_asks_and_a_later_one_ends_native_code(number: signal.Signals)
         assert process.wait(30) == 1
 
 
+def test_sigusr1_prints_a_dump_whatever_the_main_thread_is_in() -> None:
+    with started(_STUCK, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        for _ in range(2):
+            process.send_signal(signal.SIGUSR1)
+            while (line := process.stderr.readline()) and not line.startswith("tokenyard dump, "):
+                pass
+            lines = [process.stderr.readline() for _ in range(4)]
+            assert lines[1] == f"tokenyard serve, pid {process.pid}: answers\n"
+            assert lines[2] == "  thread MainThread\n"
+            assert "<module>" in lines[3]
+        assert process.poll() is None
+
+
 def test_a_signal_while_modules_load_ends_the_process() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         with started(_LOADING) as process:
@@ -79,4 +93,4 @@ def test_a_hangup_that_was_ignored_stays_ignored() -> None:
 def test_processes_that_are_started_can_be_ended() -> None:
     with started(_CHILD) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == f"[{int(signal.SIGHUP)}]\n"
+        assert process.stdout.readline() == f"[{int(signal.SIGHUP)}, {int(signal.SIGUSR1)}]\n"
