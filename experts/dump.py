@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[1]
+_OURS = ("experts", "router_svc", "cluster")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +108,20 @@ def _tasks() -> tuple[str, ...]:
         tasks = asyncio.all_tasks()
     except RuntimeError:  # no event loop runs here
         return ()
-    told = []
-    for task in tasks:
-        stack = task.get_stack(limit=1)
-        if stack and not task.get_name().startswith("Task-"):
-            told.append(f"{task.get_name()}: {_short(stack[0].f_code.co_filename)}:{stack[0].f_lineno}")
-    return tuple(sorted(told))
+    named = {task.get_name(): _awaits(task.get_coro()) for task in tasks if not task.get_name().startswith("Task-")}
+    return tuple(sorted(f"{name}: {' > '.join(lines)}" for name, lines in named.items()))
+
+
+def _awaits(work: Any) -> list[str]:
+    """Lines of ours at which a coroutine and what it awaits stand, the outermost first."""
+    lines = []
+    while work is not None:
+        frame = getattr(work, "cr_frame", None) or getattr(work, "gi_frame", None)
+        file = _short(frame.f_code.co_filename) if frame is not None else ""
+        if frame is not None and file.split("/")[0] in _OURS and file != "experts/background.py":
+            lines.append(f"{file}:{frame.f_lineno}")
+        work = getattr(work, "cr_await", None) or getattr(work, "gi_yieldfrom", None)
+    return lines
 
 
 def _short(file: str) -> str:

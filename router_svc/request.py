@@ -52,6 +52,8 @@ class EngineRequest:
     attempt tells submissions with the same request_id apart, be they retries or resubmissions;
     deadline is in seconds from arrival, None = none;
     priority: lower first. prompt_ids: at least one id, all inside the vocabulary (checked by the ingress).
+    request_id: the caller's, with its key's hash where there are keys, so that callers can't meet each other's;
+    body: hash of what the call asks for, by which a call that comes again is told from another with its id.
     """
 
     request_id: str
@@ -61,6 +63,7 @@ class EngineRequest:
     priority: int = 0
     deadline: float | None = None
     attempt: int = 0
+    body: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,18 @@ class FailedEvent:
 Event = TokenEvent | FailedEvent
 
 
+def taken_over(request_id: str, attempt: int) -> FailedEvent:
+    """The end of a request whose id and body came again: the newer call gets the answer."""
+    text = "the same call came again under this request_id, and the newer one gets the answer"
+    return FailedEvent(request_id, attempt, Code.ABORTED, text)
+
+
+def refused_twin(request_id: str, attempt: int) -> FailedEvent:
+    """The refusal of a request whose id another one has that runs."""
+    text = "request_id: found one that is running with another body, expected the same call again or a new id"
+    return FailedEvent(request_id, attempt, Code.INVALID_ARGUMENT, text)
+
+
 @dataclass(frozen=True, slots=True)
 class Cancel:
     """The ingress wants no more of a request (client gone, deadline, or a stop string found).
@@ -134,6 +149,15 @@ class Hold:
 
     request_id: str
     held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An ingress has given a request to another rank: one with its id here ends, or the new one is refused."""
+
+    request_id: str
+    attempt: int
+    body: str
 
 
 Message = EngineRequest | Cancel | Hold

@@ -5,7 +5,17 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 
-from router_svc.request import Cancel, Code, EngineRequest, Event, FailedEvent, Hold, Message, TokenEvent
+from router_svc.request import (
+    Cancel,
+    EngineRequest,
+    Event,
+    FailedEvent,
+    Hold,
+    Message,
+    TokenEvent,
+    refused_twin,
+    taken_over,
+)
 
 # A stream whose reader is this many tokens behind is held; it resumes below half.
 HOLD_ABOVE = 512
@@ -130,13 +140,16 @@ class LocalEngines(EngineClient):
             return  # the loop has closed: nobody is left to read
 
     def submit(self, request: EngineRequest) -> EventStream:
-        if request.request_id in self._streams:
-            duplicate = EventStream(request, lambda _: None)
-            message = f"request_id {request.request_id!r} is running already, expected a new one"
-            duplicate.feed(FailedEvent(request.request_id, request.attempt, Code.INVALID_ARGUMENT, message))
-            return duplicate
         assert self._post is not None, "admission is refused before the engine is attached"
         post = self._post
+        older = self._streams.get(request.request_id)
+        if older is not None and older.request.body != request.body:
+            refused = EventStream(request, lambda _: None)
+            refused.feed(refused_twin(request.request_id, request.attempt))
+            return refused
+        if older is not None:
+            older.feed(taken_over(request.request_id, older.request.attempt))
+            post(Cancel(request.request_id))
 
         def tell(message: Message) -> None:
             if isinstance(message, Cancel) and message.choice is None:

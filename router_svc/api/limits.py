@@ -56,6 +56,8 @@ def check_call(request_id: str, priority: int, timeout: float | None, limits: Se
     """Raise ApiError unless the fields around the sampling are in bounds."""
     if len(request_id) > limits.max_request_id:
         raise invalid("request_id", f"{len(request_id)} characters", f"at most {limits.max_request_id}")
+    if not request_id.isprintable():  # it stands in log lines and events
+        raise invalid("request_id", repr(request_id), "printable characters")
     if not -(2**31) <= priority < 2**31:
         raise invalid("priority", str(priority), "a 32-bit whole number")
     if timeout is not None and not 0 < timeout <= limits.max_timeout:

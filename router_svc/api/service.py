@@ -2,9 +2,11 @@
 
 import asyncio
 import secrets
+from array import array
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +17,7 @@ from router_svc.api.limits import ServiceLimits, check_call, check_prompt, check
 from router_svc.api.metrics import IngressMetrics
 from router_svc.models.generation import GenerationDefaults, load_generation_defaults
 from router_svc.models.spec import ModelSpec
-from router_svc.request import Code, EngineRequest
+from router_svc.request import Code, EngineRequest, Sampling
 from router_svc.text.chat import ChatTemplate, load_chat_template
 from router_svc.text.reasoning import make_parser, parser_name
 from router_svc.text.tokenizer import Tokenizer, load_tokenizer
@@ -123,7 +125,7 @@ class Service:
         )
 
     async def _run(self, call: GenerateCall, chat: ChatCall | None) -> AsyncGenerator[Chunk, None]:
-        request = await self._admit(call, "messages" if chat else "prompt")
+        request = await self._admit(call, chat is not None)
         parser = None
         if chat is not None:
             assert isinstance(call.prompt, str), "a template renders text"
@@ -148,10 +150,10 @@ class Service:
             stream.cancel()
             watch.end()
 
-    async def _admit(self, call: GenerateCall, param: str) -> EngineRequest:
+    async def _admit(self, call: GenerateCall, chat: bool) -> EngineRequest:
         """Check everything and give ids and resolved sampling."""
         check_call(call.request_id, call.priority, call.timeout, self.limits)
-        ids = call.prompt
+        ids, param = call.prompt, "messages" if chat else "prompt"
         if isinstance(ids, str):
             ids = tuple(await self.tokenize(ids, call.add_special_tokens, param))
         check_prompt(ids, self.limits, param)
@@ -168,14 +170,27 @@ class Service:
         if state != "ready":
             raise not_ready(state, reason)
         return EngineRequest(
-            request_id=request_id,
+            request_id=_scoped(call.api_key, request_id),
             prompt_ids=ids,
             sampling=sampling,
             n=call.sampling.n or 1,
             priority=call.priority,
             deadline=call.timeout,
             attempt=secrets.randbits(62),  # events of a cancelled call with the same id are not this one's
+            body=_body_hash(ids, sampling, call, chat),
         )
+
+
+def _scoped(api_key: str, request_id: str) -> str:
+    """The id inside the cluster: the same id under another key is another request."""
+    return f"{blake2b(api_key.encode(), digest_size=16).hexdigest()}/{request_id}" if api_key else request_id
+
+
+def _body_hash(ids: tuple[int, ...], sampling: Sampling, call: GenerateCall, chat: bool) -> str:
+    """Of all that decides what the caller gets; deadlines do not, and shrink from one try to the next."""
+    found = blake2b(array("q", ids), digest_size=16)
+    found.update(repr((sampling, call.sampling.n or 1, call.sampling.stop, call.priority, chat)).encode())
+    return found.hexdigest()
 
 
 async def _chunks(

@@ -6,7 +6,7 @@ A request that was accepted ends with exactly one last event per choice, or one 
 import threading
 from collections import deque
 
-from router_svc.request import Cancel, Code, EngineRequest, Event, FailedEvent, Message
+from router_svc.request import Cancel, Code, EngineRequest, Event, FailedEvent, Message, refused_twin
 
 
 class Intake:
@@ -86,8 +86,7 @@ class Intake:
         if self.closed is not None:
             return FailedEvent(request.request_id, request.attempt, Code.UNAVAILABLE, self.closed)
         if request.request_id in self._live:
-            message = f"request_id {request.request_id!r} is running already, expected a new one"
-            return FailedEvent(request.request_id, request.attempt, Code.INVALID_ARGUMENT, message)
+            return refused_twin(request.request_id, request.attempt)
         if self._waiting >= self._limit:
             message = f"the queue is full: {self._waiting} requests wait, the limit is {self._limit}"
             return FailedEvent(request.request_id, request.attempt, Code.RESOURCE_EXHAUSTED, message, retry_after=1.0)

@@ -63,7 +63,7 @@ class StepOutput:
             return True
         if drawn.token < 0:
             sequence.spoiled = True
-            self.fail(request, Code.INTERNAL, f"request {request.request_id}: the model gave no finite logits")
+            self.fail(request, Code.INTERNAL, "the model gave no finite logits")
             return True
         index = sequence.generated
         sequence.tokens.append(drawn.token)

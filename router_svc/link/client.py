@@ -10,7 +10,17 @@ from router_svc.api.engines import EngineClient, EventStream
 from router_svc.api.limits import retry_hint
 from router_svc.api.pick import Picker
 from router_svc.link.codec import BadFrame, frame, pack_message, read_frame, unpack_event
-from router_svc.request import Cancel, Code, EngineRequest, FailedEvent, Message
+from router_svc.request import (
+    Cancel,
+    Claim,
+    Code,
+    EngineRequest,
+    Event,
+    FailedEvent,
+    Message,
+    refused_twin,
+    taken_over,
+)
 
 log = logging.getLogger(__name__)
 
@@ -67,16 +77,16 @@ class LinkEngines(EngineClient):
         return self._state
 
     def submit(self, request: EngineRequest) -> EventStream:
-        taken = next((p for p in self._peers.values() if request.request_id in p.streams), None)
-        if taken is not None or not self._picker.ranks:
-            stream = EventStream(request, lambda _: None)
-            text = f"request_id {request.request_id!r} is running already, expected a new one"
-            code, hint = Code.INVALID_ARGUMENT, None
-            if taken is None:
-                code, hint = Code.UNAVAILABLE, retry_hint(self._state[0])
-                text = f"no attention rank can serve: {self._state[1] or 'all connections are lost'}"
-            stream.feed(FailedEvent(request.request_id, request.attempt, code, text, hint))
-            return stream
+        for peer in self._peers.values():
+            older = peer.streams.get(request.request_id)
+            if older is not None and older.request.body == request.body:
+                self._abort(peer, older, taken_over(request.request_id, older.request.attempt))
+            elif older is not None:
+                return _failed(request, refused_twin(request.request_id, request.attempt))
+        if not self._picker.ranks:
+            text = f"no attention rank can serve: {self._state[1] or 'all connections are lost'}"
+            hint = retry_hint(self._state[0])
+            return _failed(request, FailedEvent(request.request_id, request.attempt, Code.UNAVAILABLE, text, hint))
         rank = self._picker.pick(request)
         peer = self._peers[rank]
 
@@ -89,6 +99,10 @@ class LinkEngines(EngineClient):
         stream = EventStream(request, post)
         peer.streams[request.request_id] = stream
         peer.writer.write(frame(pack_message(request)))
+        claim = frame(pack_message(Claim(request.request_id, request.attempt, request.body)))
+        for other in self._peers.values():  # an ingress may have given an older one with this id to another rank
+            if other is not peer and not other.writer.is_closing():
+                other.writer.write(claim)
         return stream
 
     async def _read(self, peer: _Peer) -> None:
@@ -100,6 +114,7 @@ class LinkEngines(EngineClient):
                     event = unpack_event(value)
                     stream = peer.streams.get(event.request_id)
                     if stream is None:
+                        self._refuse_claim(event)
                         continue
                     stream.feed(event)
                     if stream.over:
@@ -122,7 +137,29 @@ class LinkEngines(EngineClient):
             stream.feed(FailedEvent(request_id, stream.request.attempt, Code.UNAVAILABLE, text, hint))
         peer.streams.clear()
 
+    def _refuse_claim(self, event: Event) -> None:
+        """A rank has another request with the id of one that was given to another rank."""
+        for peer in self._peers.values():
+            stream = peer.streams.get(event.request_id)
+            if stream is not None and isinstance(event, FailedEvent) and event.attempt == stream.request.attempt:
+                self._abort(peer, stream, event)
+
+    def _abort(self, peer: _Peer, stream: EventStream, event: FailedEvent) -> None:
+        """End a stream for a reason that its rank does not know of."""
+        request_id = event.request_id
+        stream.feed(event)
+        self._end(peer, request_id)
+        if not peer.writer.is_closing():
+            peer.writer.write(frame(pack_message(Cancel(request_id))))
+
     def _end(self, peer: _Peer, request_id: str) -> None:
         stream = peer.streams.pop(request_id, None)
         if stream is not None:
             self._picker.done(peer.address.rank, stream.request)
+
+
+def _failed(request: EngineRequest, event: FailedEvent) -> EventStream:
+    """The stream of a request that is sent nowhere."""
+    stream = EventStream(request, lambda _: None)
+    stream.feed(event)
+    return stream

@@ -8,6 +8,7 @@ import msgpack
 
 from router_svc.request import (
     Cancel,
+    Claim,
     Code,
     EngineRequest,
     Event,
@@ -50,32 +51,37 @@ async def read_frame(reader: asyncio.StreamReader) -> Any:
         raise BadFrame(f"not msgpack: {error}") from None
 
 
-def pack_message(message: Message) -> list[Any]:
+def pack_message(message: Message | Claim) -> list[Any]:
     """An ingress's message as built-in types."""
     match message:
         case EngineRequest():
             sampling = [getattr(message.sampling, name) for name in _SAMPLING]
             return [
                 "submit", message.request_id, message.prompt_ids, sampling, message.n, message.priority,
-                message.deadline, message.attempt,
+                message.deadline, message.attempt, message.body,
             ]  # fmt: skip
         case Cancel():
             return ["cancel", message.request_id, message.choice]
         case Hold():
             return ["hold", message.request_id, message.held]
+        case Claim():
+            return ["claim", message.request_id, message.attempt, message.body]
 
 
-def unpack_message(value: Any) -> Message:
+def unpack_message(value: Any) -> Message | Claim:
     """The inverse of pack_message. Raises BadFrame."""
     try:
         match value:
-            case ["submit", str(request_id), list(ids), list(sampling), int(n), int(priority), deadline, int(attempt)]:
+            case ["submit", str(request_id), list(ids), list(sampling), int(n), int(priority), deadline, int(attempt),
+                  str(body)]:  # fmt: skip
                 fields = {name: _tuples(v) for name, v in zip(_SAMPLING, sampling, strict=True)}
-                return EngineRequest(request_id, tuple(ids), Sampling(**fields), n, priority, deadline, attempt)
+                return EngineRequest(request_id, tuple(ids), Sampling(**fields), n, priority, deadline, attempt, body)
             case ["cancel", str(request_id), choice]:
                 return Cancel(request_id, choice)
             case ["hold", str(request_id), bool(held)]:
                 return Hold(request_id, held)
+            case ["claim", str(request_id), int(attempt), str(body)]:
+                return Claim(request_id, attempt, body)
     except (TypeError, ValueError) as error:
         raise BadFrame(str(error)) from None
     raise BadFrame(f"no message: {str(value)[:80]}")

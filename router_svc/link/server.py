@@ -9,7 +9,18 @@ from functools import partial
 
 from experts.background import watch_task
 from router_svc.link.codec import BadFrame, frame, pack_event, read_frame, unpack_message
-from router_svc.request import Cancel, Code, EngineRequest, Event, FailedEvent, Hold, Message, TokenEvent
+from router_svc.request import (
+    Cancel,
+    Claim,
+    EngineRequest,
+    Event,
+    FailedEvent,
+    Hold,
+    Message,
+    TokenEvent,
+    refused_twin,
+    taken_over,
+)
 
 log = logging.getLogger(__name__)
 _UNREAD_LIMIT = 4 << 20  # bytes; an ingress that leaves more unread has its requests held
@@ -17,9 +28,10 @@ _UNREAD_LIMIT = 4 << 20  # bytes; an ingress that leaves more unread has its req
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    """A request's attempt and its choices that have not ended."""
+    """A request's attempt, the hash of its body, and its choices that have not ended."""
 
     attempt: int
+    body: str
     choices: set[int]
 
 
@@ -69,15 +81,15 @@ class LinkServer:
                 self._post(Cancel(request_id))
             writer.close()
 
-    def _take(self, ingress: _Ingress, message: Message) -> None:
+    def _take(self, ingress: _Ingress, message: Message | Claim) -> None:
+        if isinstance(message, Claim):
+            self._makes_way(ingress, message)
+            return
         if isinstance(message, EngineRequest):
-            if message.request_id in self._owners:
-                text = f"request_id {message.request_id!r} is running already, expected a new one"
-                refusal = FailedEvent(message.request_id, message.attempt, Code.INVALID_ARGUMENT, text)
-                ingress.writer.write(frame([pack_event(refusal)]))
+            if not self._makes_way(ingress, message):
                 return
             self._owners[message.request_id] = ingress
-            ingress.requests[message.request_id] = _Open(message.attempt, set(range(message.n)))
+            ingress.requests[message.request_id] = _Open(message.attempt, message.body, set(range(message.n)))
         elif message.request_id not in ingress.requests:
             return  # it ended meanwhile, or is another ingress's
         elif isinstance(message, Cancel):
@@ -89,6 +101,20 @@ class LinkServer:
             if ingress.draining is not None:
                 return  # the end of draining resumes it
         self._post(message)
+
+    def _makes_way(self, ingress: _Ingress, newer: EngineRequest | Claim) -> bool:
+        """Whether no other request has the id now: one with the same body ends, for another's sake the newer is refused."""
+        request_id, owner = newer.request_id, self._owners.get(newer.request_id)
+        if owner is None:
+            return True
+        older = owner.requests[request_id]
+        if older.body != newer.body:
+            ingress.writer.write(frame([pack_event(refused_twin(request_id, newer.attempt))]))
+            return False
+        owner.writer.write(frame([pack_event(taken_over(request_id, older.attempt))]))
+        self._close_choices(request_id, None)
+        self._post(Cancel(request_id))
+        return True
 
     def _route(self, events: list[Event]) -> None:
         frames: dict[_Ingress, list[list[object]]] = {}

@@ -1,4 +1,8 @@
-"""The gRPC face: our client, a generic client over reflection, codes, cancellation, deadlines, health."""
+"""The gRPC face: our client, a generic client over reflection, codes, request ids, cancellation, deadlines, health."""
+
+import json
+import urllib.error
+import urllib.request
 
 import grpc
 import pytest
@@ -162,6 +166,45 @@ def test_a_call_may_be_tried_again_under_its_id_right_after_its_cancel(server: R
             assert next(call).index == 0
             call.cancel()
     server.quiet()
+
+
+def test_the_same_call_under_a_running_id_takes_its_place_on_either_face(server: RunningServer, client: Client) -> None:
+    fields = {"max_tokens": 300, "temperature": 0.0, "ignore_eos": True}
+    with Client(server.target, retries=Retries(attempts=1)) as other:
+        old = client.generate_stream("Once", request_id="again", **fields)
+        next(old)
+        with pytest.raises(CallError, match="running with another body") as refused:
+            other.generate("Twice", request_id="again", **fields)
+        assert refused.value.code == "INVALID_ARGUMENT"
+        assert next(old), "the refused one changes nothing"
+        again = other.generate_stream("Once", request_id="again", **fields)
+        next(again)
+        with pytest.raises(CallError, match="came again") as ended:
+            list(old)
+        assert ended.value.code == "ABORTED"
+        body = {"prompt": "Once", "request_id": "again", **fields}
+        request = urllib.request.Request(f"{server.url}/v1/completions", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            (choice,) = json.load(answer)["choices"]
+        with pytest.raises(CallError, match="came again"):
+            list(again)
+        (whole,) = client.generate("Once", **fields)
+        assert choice["text"] == whole.text
+    server.quiet()
+
+
+@pytest.mark.parametrize("bad", ["line\nbreak", "\x1b[2Jclear", "nul\x00", "\u202eright to left"])
+def test_control_characters_in_a_request_id_are_refused(server: RunningServer, client: Client, bad: str) -> None:
+    with pytest.raises(CallError, match=r"request_id: found '.*', expected printable characters") as caught:
+        client.generate("Once", request_id=bad, max_tokens=2)
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert caught.value.message.isprintable()
+    body = json.dumps({"prompt": "Once", "request_id": bad, "max_tokens": 2}).encode()
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(f"{server.url}/v1/completions", body), timeout=60)
+    error = json.load(refused.value)["error"]
+    assert (refused.value.code, error["param"]) == (400, "request_id")
+    assert error["message"].isprintable()
 
 
 def test_slow_reader_holds_back_its_own_stream_only(client: Client, server: RunningServer) -> None:

@@ -1,6 +1,7 @@
 """The link: what is packed comes back, bad frames end the connection, requests and events travel, ends are told."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from router_svc.link.codec import (
 from router_svc.link.server import LinkServer
 from router_svc.request import (
     Cancel,
+    Claim,
     Code,
     EngineRequest,
     Event,
@@ -44,7 +46,18 @@ _samplings = st.builds(
     logit_bias=st.lists(st.tuples(st.integers(0, 9), _floats), max_size=2).map(tuple), logprobs=st.none() | st.integers(0, 5),
 )  # fmt: skip
 _messages = st.one_of(
-    st.builds(EngineRequest, st.text(), _ids, _samplings, st.integers(1, 4), st.integers(-5, 5), st.none() | _floats),
+    st.builds(
+        EngineRequest,
+        st.text(),
+        _ids,
+        _samplings,
+        st.integers(1, 4),
+        st.integers(-5, 5),
+        st.none() | _floats,
+        st.integers(0, 2**62),
+        st.text(),
+    ),
+    st.builds(Claim, st.text(), st.integers(0, 2**62), st.text()),
     st.builds(Cancel, st.text(), st.none() | st.integers(0, 3)),
     st.builds(Hold, st.text(), st.booleans()),
 )
@@ -67,7 +80,7 @@ async def through(value: Any) -> Any:
 
 
 @given(message=_messages)
-def test_messages_come_back(message: Message) -> None:
+def test_messages_come_back(message: Message | Claim) -> None:
     assert unpack_message(asyncio.run(through(pack_message(message)))) == message
 
 
@@ -109,8 +122,8 @@ async def test_requests_and_events_travel_and_lost_ranks_are_told() -> None:
     first = await stream.next()
     assert first is not None
     assert [event.token_ids for event in first] == [(7,)], "an index out of order is not taken"
-    twin = engines.submit(request)
-    with pytest.raises(StreamFailed, match="running already"):
+    twin = engines.submit(replace(request, body="another"))
+    with pytest.raises(StreamFailed, match="running with another body"):
         await twin.next()
     stream.cancel()
     assert (await sink.wait(2))[1] == Cancel("r", None)
