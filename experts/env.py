@@ -24,8 +24,9 @@ def compiler() -> str:
 
 
 def kernel_folders() -> list[Path]:
-    """Where built kernels are looked for and kept, first choice first: TOKENYARD_KERNEL_CACHE, a folder of the user's
-    cache (XDG_CACHE_HOME, else ~/.cache), one in the folder of temporary files.
+    """Where built kernels are looked for, and kept in the first that can be written.
+
+    TOKENYARD_KERNEL_CACHE; a folder in the user's cache (XDG_CACHE_HOME, else ~/.cache); one among temporary files.
     """
     folders = []
     if given := os.environ.get("TOKENYARD_KERNEL_CACHE"):

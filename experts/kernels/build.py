@@ -68,15 +68,22 @@ def library(target: str, files: tuple[Path, ...] = SOURCES) -> Path:
     what = repr((command, platform.machine())).encode()
     digest = hashlib.sha256(b"\0".join([*sources, what])).hexdigest()[:16]
     name = f"{target}-{digest}.so"
+    can_compile, refused = shutil.which(command[0]) is not None, []
     for folder in env.kernel_folders():
-        if _is_ours(folder) and _is_ours(folder / name):
-            return folder / name
-    if shutil.which(command[0]) is None:
+        path = folder / name
+        if _is_ours(folder) and _is_ours(path):
+            return path
+        if not can_compile:
+            continue
+        if reason := _why_not_kept_in(folder):
+            refused.append(f"{folder}: {reason}")
+            continue
+        log.warning("compiling C kernels (%s) into %s, once", target, folder)
+        _compile([*command, *(str(file) for file in files if file.suffix == ".c")], path)
+        return path
+    if not can_compile:
         raise BuildFailed(f"no C compiler: {command[0]} not found")
-    path = _folder_to_keep() / name
-    log.warning("compiling C kernels (%s) into %s, once", target, path.parent)
-    _compile([*command, *(str(file) for file in files if file.suffix == ".c")], path)
-    return path
+    raise BuildFailed("no folder to keep kernels in (" + "; ".join(refused) + ")")
 
 
 def _is_ours(path: Path) -> bool:
@@ -88,22 +95,15 @@ def _is_ours(path: Path) -> bool:
     return found.st_uid in (0, os.getuid()) and not found.st_mode & 0o022
 
 
-def _folder_to_keep() -> Path:
-    """The first of the folders for kernels that can be written. Raises BuildFailed."""
-    refused = []
-    for folder in env.kernel_folders():
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            refused.append(f"{folder}: {error.strerror}")
-            continue
-        if not _is_ours(folder):
-            refused.append(f"{folder}: others can write to it")
-        elif os.access(folder, os.W_OK | os.X_OK):
-            return folder
-        else:
-            refused.append(f"{folder}: can't be written")
-    raise BuildFailed("no folder to keep kernels in (" + "; ".join(refused) + ")")
+def _why_not_kept_in(folder: Path) -> str:
+    """What keeps kernels from being written to `folder`, which is made if need be; "" if nothing does."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        return error.strerror or "can't be made"
+    if not _is_ours(folder):
+        return "others can write to it"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else "can't be written"
 
 
 def _compile(command: list[str], path: Path) -> None:
