@@ -6,7 +6,7 @@ FROM python:3.11-slim-bookworm AS build
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/tokenyard
 WORKDIR /src
-# The CPU build, about 200 MB, from the index that the Makefile names; PyPI's brings 2.7 GB of CUDA.
+# The CPU build, 190 MB, from the index that the Makefile names; PyPI's brings 2.7 GB of CUDA.
 COPY Makefile constraints.txt ./
 RUN /opt/tokenyard/bin/pip install --no-cache-dir --no-deps \
     --index-url "$(sed -n 's/^TORCH_CPU_INDEX ?= //p' Makefile)" "torch==$(sed -n 's/^torch==//p' constraints.txt)+cpu"
