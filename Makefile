@@ -32,8 +32,9 @@ format: venv
 bench: venv
 	$(BIN)/tokenyard bench throughput --batch 1 --batch 8 --batch 32 --input-len 128 --output-len 64
 
+# build: setuptools packs what an earlier build left there, deleted files too.
 dist: venv
-	rm -rf dist
+	rm -rf dist build
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 # The checked-in stubs are what this prints; a test compares them.

@@ -169,3 +169,16 @@ def test_a_registry_that_is_down_costs_no_environment(project: Project) -> None:
     (project.folder / "fails").unlink()
     assert project.make().returncode == 0
     assert project.calls == [REST]
+
+
+def test_an_environment_is_made_by_one_make_at_a_time(project: Project) -> None:
+    (project.folder / ".venv").mkdir()
+    with subprocess.Popen(["sh", "-c", "read line", "ci/venv"], stdin=subprocess.PIPE) as other:
+        (project.folder / ".venv/.unfinished").write_text(f"{other.pid}\n")
+        done = project.make()
+        assert done.returncode == 2
+        assert f"process {other.pid} is making .venv" in done.stderr
+        assert project.calls == []
+        other.communicate(b"\n")
+    (project.folder / "has-cpu").touch()
+    assert project.make().returncode == 0
