@@ -1,4 +1,5 @@
-"""What this process may use of the machine: the processors it may run on, and the limits of its control groups.
+"""What this process may use of the machine: the processors it may run on, the free memory, and the
+limits of its control groups.
 
 Knows files under / only; who starts how many threads is not known here.
 """
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path("/")
+_UNLIMITED = 1 << 60  # bytes; version 1 says "no limit" by a number near the largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,53 @@ def cores(root: Path = _ROOT) -> int:
     allowed = len(os.sched_getaffinity(0))
     quota = cpu_quota(root)
     return allowed if quota is None else max(1, min(allowed, int(quota)))
+
+
+@dataclass(frozen=True, slots=True)
+class FreeMemory:
+    """bytes: that this process can still take; where: whose limit that is."""
+
+    bytes: int
+    where: str
+
+
+def free_memory(root: Path = _ROOT) -> FreeMemory:
+    """The least of what the machine has free and what each of this process's control groups still allows.
+
+    Files that the system only keeps in memory for later count as free, as they are dropped when room is needed.
+    """
+    found = [FreeMemory(_available(root), "this machine")]
+    for group in control_groups("memory", root):
+        room = _room(group)
+        if room is not None:
+            found.append(FreeMemory(room, f"the control group {group.folder}"))
+    return min(found, key=lambda one: one.bytes)
+
+
+def _available(root: Path) -> int:
+    fields = _numbers(_text(root / "proc/meminfo").replace(":", " "))
+    return fields["MemAvailable"] << 10  # the file counts in KiB
+
+
+def _room(group: ControlGroup) -> int | None:
+    """Bytes that a group still allows; None without a limit."""
+    names = ("memory.max", "memory.high", "memory.current")
+    if group.version == 1:
+        names = ("memory.limit_in_bytes", "memory.limit_in_bytes", "memory.usage_in_bytes")
+    *limits, used = (group.read(name) for name in names)
+    least = min((int(limit) for limit in limits if limit.isdigit()), default=_UNLIMITED)
+    if least >= _UNLIMITED or not used.isdigit():
+        return None
+    stat = _numbers(group.read("memory.stat"))
+    prefix = "total_" if group.version == 1 else ""
+    kept = sum(stat.get(f"{prefix}{name}_file", 0) for name in ("active", "inactive"))
+    return max(0, least - max(0, int(used) - kept))
+
+
+def _numbers(text: str) -> dict[str, int]:
+    """Name and number of each line."""
+    rows = (line.split() for line in text.splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) >= 2 and row[1].isdigit()}
 
 
 def _quota(group: ControlGroup) -> float | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experts.machine import control_groups, cores, cpu_quota
+from experts.machine import control_groups, cores, cpu_quota, free_memory
 
 V2 = "31 24 0:27 {root} {at} rw,nosuid - cgroup2 cgroup2 rw\n"
 V1 = "33 24 0:29 {root} {at} rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
@@ -76,5 +76,50 @@ def test_own_group_comes_first(tmp_path: Path) -> None:
     assert folders == [root / "sys/fs/cgroup/a/b", root / "sys/fs/cgroup/a", root / "sys/fs/cgroup"]
 
 
+V1_MEMORY = V1.replace("cpu,cpuacct", "memory")
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "mounts", "files", "free"),
+    [
+        ("", "", {}, 8000 << 10),
+        (  # what is kept of files gives way
+            "0::/\n",
+            V2.format(root="/", at="/cg"),
+            {"cg/memory.max": "1000000", "cg/memory.current": "700000",
+             "cg/memory.stat": "anon 400000\nactive_file 100000\ninactive_file 150000\nshmem 50000"},
+            550_000,
+        ),
+        ("0::/\n", V2.format(root="/", at="/cg"), {"cg/memory.max": "max", "cg/memory.current": "700000"}, 8000 << 10),
+        (  # an ancestor is tighter, and full
+            "0::/pod/one\n",
+            V2.format(root="/", at="/cg"),
+            {"cg/pod/memory.max": "max", "cg/pod/memory.high": "500000", "cg/pod/memory.current": "600000",
+             "cg/pod/one/memory.max": "900000", "cg/pod/one/memory.current": "1000"},
+            0,
+        ),
+        (
+            "5:memory:/docker/abc\n",
+            V1_MEMORY.format(root="/docker/abc", at="/cg/memory"),
+            {"cg/memory/memory.limit_in_bytes": "2000000", "cg/memory/memory.usage_in_bytes": "1500000",
+             "cg/memory/memory.stat": "inactive_file 1\ntotal_inactive_file 300000\ntotal_active_file 0"},
+            800_000,
+        ),
+        (
+            "5:memory:/\n",
+            V1_MEMORY.format(root="/", at="/cg/memory"),
+            {"cg/memory/memory.limit_in_bytes": "9223372036854771712", "cg/memory/memory.usage_in_bytes": "15"},
+            8000 << 10,
+        ),
+    ],
+)  # fmt: skip
+def test_free_memory_is_the_least(tmp_path: Path, cgroup: str, mounts: str, files: dict[str, str], free: int) -> None:
+    info = {"proc/meminfo": "MemTotal:       16000 kB\nMemAvailable:    8000 kB\nHugePages_Total:       0"}
+    found = free_memory(machine(tmp_path, cgroup, mounts, files | info))
+    assert found.bytes == free
+    assert ("control group" in found.where) == (free != 8000 << 10)
+
+
 def test_this_machine() -> None:
     assert 1 <= cores() <= len(os.sched_getaffinity(0))
+    assert free_memory().bytes > 0
