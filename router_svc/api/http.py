@@ -1,7 +1,8 @@
 """The HTTP face: an ASGI app with OpenAI's endpoints over a Service. The same app runs under uvicorn and Ray Serve."""
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +24,7 @@ from router_svc.request import Code
 
 log = logging.getLogger(__name__)
 BODY_LIMIT = 16 << 20  # bytes
+BODY_PAUSE = 20.0  # s that a body may pause
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -125,10 +127,24 @@ def build_app(service: Service, admin: AdminBackend, reasoning_field: str = "rea
     return HttpFace(service, admin, reasoning_field).app()
 
 
-async def _body(request: Request) -> bytes:
+async def _timely(request: Request, pause: float) -> AsyncIterator[bytes]:
+    """The body's parts. Raises HTTPException when the next one does not come within `pause` seconds."""
+    parts = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(pause):
+                part = await anext(parts)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise HTTPException(408, f"body: found nothing for {pause:g} s, expected the rest of it") from None
+        yield part
+
+
+async def _body(request: Request, pause: float = BODY_PAUSE) -> bytes:
     parts, size = [], 0
     try:
-        async for part in request.stream():
+        async for part in _timely(request, pause):
             size += len(part)
             if size > BODY_LIMIT:
                 raise HTTPException(413, f"body: found more than {BODY_LIMIT} bytes, expected at most that")

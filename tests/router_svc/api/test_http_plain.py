@@ -1,5 +1,6 @@
 """The HTTP face below the openai client: raw bodies, statuses, headers, and generated requests."""
 
+import asyncio
 import http.client
 import json
 import socket
@@ -10,9 +11,11 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from router_svc.api.calls import Chunk
-from router_svc.api.http import BODY_LIMIT
+from router_svc.api.http import BODY_LIMIT, _body
 from router_svc.api.http_generate import _several
 from router_svc.client import Client
 from tests.patience import PATIENCE
@@ -241,3 +244,14 @@ def test_generated_requests_get_documented_answers(server: RunningServer, body: 
     if status == 400:
         assert found["error"]["message"]
     server.quiet()
+
+
+async def test_a_body_that_stops_coming_is_given_up() -> None:
+    parts = [{"type": "http.request", "body": b"half", "more_body": True}]
+
+    async def receive() -> Any:
+        return parts.pop() if parts else await asyncio.Event().wait()
+
+    with pytest.raises(HTTPException, match=r"found nothing for 0\.05 s") as caught:
+        await _body(Request({"type": "http", "method": "POST", "headers": []}, receive), 0.05)
+    assert caught.value.status_code == 408
