@@ -52,6 +52,7 @@ class ServeConfig:
     eplb_interval: int = option(20, "Samples of the load between two plans.", 1, 1 << 20)
     record_loads: Path | None = option(None, "Write the experts' loads, step by step, to this file (.npz) at the end.")
     reasoning_parser: str = option("auto", "How reasoning is told from content.", choices=PARSERS)
+    grace_period: float = option(5.0, "Seconds that running requests have to end after SIGTERM or Ctrl-C.", 0, 86400)
     host: str = option("127.0.0.1", "Address to listen on.")
     grpc_port: int = option(50051, "Port of the gRPC server, 0 = any free one.", 0, 65535)
     http_port: int = option(8000, "Port of the HTTP server, 0 = any free one.", 0, 65535)
@@ -119,14 +120,27 @@ def check_value(name: str, value: Any, where: str) -> None:
         raise UserError(str(value), f"{low} to {high}", where)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's own rule: a key stands once in a mapping. PyYAML takes the last without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"key {twice!r} twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The options that a flat YAML file sets, by field name, and "model". Raises UserError, with the nearest right key."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), _UniqueKeys)
     except OSError as error:
         raise UserError(error.strerror or "an unreadable file", "a YAML file", str(path)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"broken YAML ({str(error).splitlines()[0]})", "flat YAML of options", str(path)) from None
+    if values is None:  # an empty file, or comments alone
+        return {}
     if not isinstance(values, dict):
         raise UserError(f"YAML {type(values).__name__}", "a mapping of options", str(path))
     names = {flag_name(f.name): f.name for f in fields(ServeConfig)} | {"model": "model"}
@@ -137,6 +151,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
             close = get_close_matches(spelled, names, 1)
             raise UserError(f"unknown key {key!r}", f"{close[0]!r}?" if close else "an option of serve", str(path))
         name = names[spelled]
+        if name in out:
+            raise UserError(f"{spelled!r} twice", "each option once", str(path))
         if name in ("placement", "record_loads") and isinstance(value, str):
             value = Path(value)
         if name != "model":
@@ -163,7 +179,9 @@ def default_of(name: str) -> Any:
     return value
 
 
-def _kind(kind: str) -> tuple[type, str]:
+def _kind(kind: str) -> tuple[type | tuple[type, ...], str]:
+    if "float" in kind:
+        return (int, float), "a number"
     if "int" in kind:
         return int, "a whole number"
     if "bool" in kind:

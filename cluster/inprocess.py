@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from cluster.balance.loads import LoadCollector
 from cluster.events import EventLog
+from cluster.http_server import HttpServer
 from cluster.metrics import rank_metrics
 from cluster.plan import ServePlan
 from cluster.recorder import LoadRecorder
 from cluster.status import RankView, StatusBook
+from experts.address import joined
 from experts.background import only_log, watch_task, watch_thread
 from experts.checkpoint.reader import CheckpointReader
 from experts.doorbell import Doorbell
@@ -39,6 +39,7 @@ from router_svc.models.decoder import CausalModel, build_model
 from router_svc.request import Event
 
 _LOOK = 0.5  # s between looks at the loads, where they are recorded
+_LAST_BYTES = 1.0  # s for answers that are complete to reach their clients
 Progress = Callable[[int, int, int], None]  # rank, bytes done, bytes in all
 
 
@@ -147,11 +148,9 @@ class LocalServer:
         self.rank: LocalRank | None = None
         self.grpc: GrpcServer | None = None
         self.service: Service | None = None
-        self.http_port = 0
         self.events = EventLog()
         self._stopping = False
-        self._http: uvicorn.Server | None = None
-        self._http_task: asyncio.Task[None] | None = None
+        self._http: HttpServer | None = None
         self._recording: asyncio.Task[None] | None = None
 
     async def start(self, progress: Progress | None = None) -> None:
@@ -171,9 +170,11 @@ class LocalServer:
         admin = LocalAdmin(plan, self.rank, engines, self.events)
         self.grpc = GrpcServer(self.service, admin, plan.config.host, plan.config.grpc_port)
         await self.grpc.start()
-        self._note("door", f"gRPC listens on {plan.config.host}:{self.grpc.port}")
-        await self._start_http(admin)
-        self._note("door", f"HTTP listens on {plan.config.host}:{self.http_port}")
+        where = partial(joined, plan.config.host)
+        self._note("door", f"gRPC listens on {where(self.grpc.port)}")
+        self._http = HttpServer(build_app(self.service, admin), plan.config.host, plan.config.http_port)
+        await self._http.start(self._degrade)
+        self._note("door", f"HTTP listens on {where(self.http_port)}")
         self.rank.start(self._failed)
         engines.attach(self.rank.engine.post)
         await self.grpc.show_state("ready")
@@ -192,6 +193,11 @@ class LocalServer:
             "loaded", f"rank 0 (both, pid {os.getpid()}): {read / 1e6:.1f} MB in {time.monotonic() - began:.1f} s"
         )
         return rank
+
+    @property
+    def http_port(self) -> int:
+        """Where HTTP listens, 0 before it does."""
+        return 0 if self._http is None else self._http.port
 
     def _note(self, kind: str, what: str) -> None:
         self.events.add(time.time(), kind, what)
@@ -227,51 +233,23 @@ class LocalServer:
                 recorder.add(row)
             recorder.save()
 
-    async def _start_http(self, admin: LocalAdmin) -> None:
-        assert self.service is not None, "the service is built before its faces"
-        config = uvicorn.Config(
-            build_app(self.service, admin), host=self.plan.config.host, port=self.plan.config.http_port,
-            log_config=None, log_level="warning", lifespan="off", access_log=False, timeout_graceful_shutdown=2,
-        )  # fmt: skip
-        self._http = uvicorn.Server(config)
-        sockets = [_bind(config)]
-        self.http_port = sockets[0].getsockname()[1]
-        self._http_task = watch_task("HTTP server", _serve_http(self._http, sockets), self._degrade, returns=True)
-        while not self._http.started and not self._http_task.done():
-            await asyncio.sleep(0.01)
-        if not self._http.started:
-            raise RuntimeError("the HTTP server ended while it started; the log says why")
-
     def dump(self) -> str:
         """A page that says what this process is doing, from any thread; also while it loads."""
         return page([dump_here("one process") if self.rank is None else self.rank.dump()])
 
-    async def stop(self, grace: float = 2.0) -> None:
-        """Refuse new work, let streams end within `grace` seconds, close."""
+    async def stop(self, grace: float | None = None) -> None:
+        """Refuse new work, let streams end within `grace` seconds (None: the plan's grace period), close."""
         if self.rank is None:
             return
         self._stopping = True
         self.engines.detach("stopping", "the server is shutting down")
-        if self._http is not None and self._http_task is not None:
-            self._http.should_exit = True
-        if self.grpc is not None:
-            await self.grpc.stop(grace)
+        if self.grpc is not None and self.service is not None:
+            await self.grpc.show_state("stopping")
+            await self.service.drain(self.plan.config.grace_period if grace is None else grace)
+            await self.grpc.stop(_LAST_BYTES)
+        if self._http is not None:
+            await self._http.stop()
         await asyncio.to_thread(self.rank.stop)
         if self._recording is not None:
             self._recording.cancel()
             await asyncio.gather(self._recording, return_exceptions=True)
-        if self._http_task is not None:
-            await self._http_task
-
-
-async def _serve_http(server: uvicorn.Server, sockets: list[Any]) -> None:
-    await server._serve(sockets)  # not `serve`, which would take over the process's signals
-    if not server.should_exit:
-        raise RuntimeError("it stopped by itself")
-
-
-def _bind(config: uvicorn.Config) -> Any:
-    try:
-        return config.bind_socket()
-    except SystemExit:
-        raise UserError(f"port {config.port} in use", "a free port", f"--http-port on {config.host}") from None

@@ -4,8 +4,6 @@ import contextlib
 import logging
 import os
 import secrets
-import socket
-import sys
 import threading
 import time
 import urllib.error
@@ -24,10 +22,12 @@ from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from cluster.loading import LoadingView
+from cluster.notes import ready, say
 from cluster.plan import ServePlan
 from cluster.run_local import ready_line
 from cluster.signals import Signals, Stopped
 from cluster.supervisor import Supervisor
+from experts.address import free_port, joined
 from experts.background import only_log, watch_thread
 from experts.dump import ProcessDump, dump_here, page
 from experts.errors import UserError
@@ -45,7 +45,7 @@ class RayCluster:
 
     def __init__(self, plan: ServePlan, go_on: Callable[[], None] = lambda: None) -> None:
         """go_on: called every now and then while starting; what it raises breaks the start off."""
-        http_port = plan.config.http_port or _free_port(plan.config.host)
+        http_port = plan.config.http_port or free_port(plan.config.host)
         self.plan = replace(plan, config=replace(plan.config, http_port=http_port))
         self.namespace = f"tokenyard-{secrets.token_hex(4)}"
         self.app = self.namespace
@@ -69,7 +69,12 @@ class RayCluster:
         self._http = _Background(self._start_serve)
         self._wait(loaded, view)
         order = IngressOrder(
-            self.plan.folder, self.plan.spec, self.plan.config.reasoning_parser, self.plan.limits, self.plan.info
+            self.plan.folder,
+            self.plan.spec,
+            self.plan.config.reasoning_parser,
+            self.plan.limits,
+            self.plan.info,
+            self.plan.config.grace_period,
         )
         self.door = ray.remote(Door).options(**self._options("door", 4096), max_restarts=-1).remote()
         port = self.door.start.remote(order, self.supervisor, self.plan.config.host, self.plan.config.grpc_port)
@@ -126,10 +131,11 @@ class RayCluster:
         """Drain the doors, end the ranks, then Ray if it is ours."""
         if self._http is not None:  # Ray must not go while a thread is inside it
             self._http.wait(_SERVE_START)
-        if self.door is not None:
-            _quietly(lambda: ray.get(self.door.stop.remote(2.0), timeout=5))
+        grace = self.plan.config.grace_period if self.grpc_port else 0.0
         if self.supervisor is not None:
-            _quietly(lambda: ray.get(self.supervisor.stop.remote(), timeout=8))
+            _quietly(lambda: ray.get(self.supervisor.stop.remote(grace), timeout=grace + 8))
+        if self.door is not None:
+            _quietly(lambda: ray.get(self.door.stop.remote(1.0), timeout=5))
         if not ray.is_initialized():
             return
         if self._served:
@@ -197,7 +203,7 @@ class RayCluster:
 
     def _await_http(self) -> None:
         """The first call makes the replica connect."""
-        url = f"http://{self.plan.config.host}:{self.http_port}/health"
+        url = f"http://{joined(self.plan.config.host, self.http_port)}/health"
         until = time.monotonic() + 30
         while True:
             self._go_on()
@@ -220,8 +226,8 @@ def run(plan: ServePlan, signals: Signals) -> None:
         with LoadingView(plan.seats) as view, contextlib.suppress(Stopped):
             cluster.start(view)
             signals.go_on()
-            print(ready_line(plan, cluster.grpc_port, cluster.http_port), flush=True)
-            cluster.watch(signals.asked, lambda line: print(f"tokenyard: {line}", file=sys.stderr, flush=True))
+            ready(ready_line(plan, cluster.grpc_port, cluster.http_port))
+            cluster.watch(signals.asked, lambda line: say(f"tokenyard: {line}"))
     finally:
         cluster.stop()
 
@@ -282,9 +288,3 @@ def _quietly(work: Any) -> None:
     except Exception as error:  # the rest must still be ended
         told = str(error).partition("\n")[0] or type(error).__name__
         logging.getLogger(__name__).warning("while stopping: %s", told)
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])

@@ -3,8 +3,10 @@
 import sys
 from types import TracebackType
 
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
+from cluster.notes import say
 from experts.membership import Member
 
 
@@ -18,7 +20,7 @@ class LoadingView:
         self._progress: Progress | None = None
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-            self._progress = Progress(*columns, transient=True)
+            self._progress = Progress(*columns, transient=True, console=Console(stderr=True))
 
     def __enter__(self) -> "LoadingView":
         if self._progress is not None:
@@ -46,4 +48,4 @@ class LoadingView:
         if self._progress is not None:
             self._progress.console.print(text)
         else:
-            print(text, file=sys.stderr, flush=True)
+            say(text)

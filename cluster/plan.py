@@ -1,25 +1,27 @@
 """ServePlan: a checked start. Everything that can be known to fail is found here, before any process or weight."""
 
 import logging
-import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 
 from cluster.balance.kernel import check_available
 from cluster.balance.policies.registry import load_policy
 from cluster.config import ServeConfig
+from cluster.limits import PROCESS_BYTES, check_fits
 from cluster.recorder import check_writable
 from cluster.simulate.synthetic import Synthetic
+from experts.address import bare, check_port
 from experts.checkpoint.reader import CheckpointReader
 from experts.errors import UserError
 from experts.loader import check_experts
+from experts.machine import free_memory
 from experts.membership import Member
 from experts.placement import Placement
 from router_svc.api.calls import ModelInfo
 from router_svc.api.limits import ServiceLimits
+from router_svc.api.service import TextStack
 from router_svc.engine.config import EngineConfig
 from router_svc.models.registry import load_spec
 from router_svc.models.spec import ModelSpec, attention_bytes, expert_bytes, kv_bytes_per_token
@@ -29,7 +31,6 @@ log = logging.getLogger(__name__)
 BLOCK_SIZE = 16  # tokens
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _KV_SHARE = 0.1  # of free memory, where nothing is said
-_PROCESS_BYTES = 400 << 20  # of a rank beside weights and cache: torch, Ray, buffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,17 @@ class ServePlan:
         )
 
 
-def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True) -> ServePlan:
-    """Check model, options, ports, slots and memory. Raises UserError with what was found and expected."""
+def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True, check_text: bool = True) -> ServePlan:
+    """Check model, options, ports, slots and memory. Raises UserError with what was found and expected.
+
+    check_text: tokenizer, chat template and generation_config.json are needed.
+    """
     config.check()
+    config = replace(config, host=bare(config.host))
     spec = load_spec(folder)
     _check_tensors(spec, CheckpointReader(folder))
+    if check_text:
+        TextStack.load(folder, spec, config.reasoning_parser)
     device = _device(config.device)
     dtype = _dtype(config.dtype, spec, device)
     max_len = _max_model_len(config, spec)
@@ -130,21 +137,6 @@ def balances(config: ServeConfig, placement: Placement) -> bool:
     return True
 
 
-def check_port(host: str, port: int, flag: str) -> None:
-    """Raise UserError when nobody can listen there."""
-    try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        raise UserError(f"host {host!r} ({error.strerror})", "an address of this machine", "--host") from None
-    family, kind, _, _, address = infos[0]
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise UserError(f"port {port} in use ({error.strerror})", "a free port", f"{flag} on {host}") from None
-
-
 def _seats(config: ServeConfig) -> tuple[Member, ...]:
     if config.one_process or config.colocate:
         return tuple(Member(rank, "both") for rank in range(config.attention_workers))
@@ -196,7 +188,7 @@ def _kv_bytes(config: ServeConfig, spec: ModelSpec, dtype: torch.dtype, max_len:
     token = kv_bytes_per_token(spec, dtype)
     least = -(-max_len // BLOCK_SIZE) * BLOCK_SIZE * token
     useful = config.max_num_seqs * least  # more would never be filled
-    share = int(psutil.virtual_memory().available * _KV_SHARE / config.attention_workers)
+    share = int(free_memory().bytes * _KV_SHARE / config.attention_workers)
     return max(min(share, useful), least)
 
 
@@ -206,15 +198,10 @@ def _check_memory(
     """Refuse what this machine can't hold. With a Ray of several nodes their memory is not known here."""
     if config.ray_address is not None:
         return
-    experts = placement.slot_expert.size * expert_bytes(spec, dtype)
     attention = config.attention_workers * (attention_bytes(spec, dtype) + kv_bytes)
-    processes = len(_seats(config)) * _PROCESS_BYTES
-    needed, free = experts + attention + processes, psutil.virtual_memory().available
-    if needed > free:
-        gib = 1 << 30
-        raise UserError(
-            f"{free / gib:.1f} GiB of free memory",
-            f"{needed / gib:.1f} GiB (experts {experts / gib:.1f}, attention and KV cache {attention / gib:.1f}, "
-            f"processes {processes / gib:.1f})",
-            "this machine",
-        )
+    parts = {
+        "experts": placement.slot_expert.size * expert_bytes(spec, dtype),
+        "attention and KV cache": attention,
+        "processes": len(_seats(config)) * PROCESS_BYTES,
+    }
+    check_fits(free_memory(), parts)

@@ -5,8 +5,10 @@ import contextlib
 
 from cluster.inprocess import LocalServer
 from cluster.loading import LoadingView
+from cluster.notes import ready
 from cluster.plan import ServePlan
 from cluster.signals import Signals
+from experts.address import joined
 from experts.background import join_task
 
 
@@ -34,7 +36,7 @@ async def _run(plan: ServePlan, signals: Signals) -> None:
         await starting
     if not stop.is_set():
         assert server.grpc is not None, "a started server listens"
-        print(ready_line(plan, server.grpc.port, server.http_port), flush=True)
+        ready(ready_line(plan, server.grpc.port, server.http_port))
     await waiting
     await server.stop()
 
@@ -48,6 +50,6 @@ def ready_line(plan: ServePlan, grpc_port: int, http_port: int) -> str:
         shape = f"{len(roles)} ranks, each attention and experts"
     else:
         shape = f"{roles.count('attention')} attention + {roles.count('expert')} expert ranks"
-    host = plan.config.host
+    grpc, http = (joined(plan.config.host, port) for port in (grpc_port, http_port))
     dtype = str(plan.dtype).removeprefix("torch.")
-    return f"tokenyard ready: {plan.name} ({dtype}, {shape}), grpc {host}:{grpc_port}, http http://{host}:{http_port}"
+    return f"tokenyard ready: {plan.name} ({dtype}, {shape}), grpc {grpc}, http http://{http}"

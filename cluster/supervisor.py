@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError
 
 from cluster.balance.policies.registry import load_policy
 from cluster.doors import Doors
+from cluster.drain import requests_end
 from cluster.dumps import cluster_dump
 from cluster.events import EventLog
 from cluster.lifecycle import Lifecycle
@@ -200,10 +201,11 @@ class Supervisor:
             self._balancer_view,
         )
 
-    async def stop(self) -> None:
-        """End the step loops together, then the ranks' processes."""
+    async def stop(self, grace: float = 0.0) -> None:
+        """Have ingresses see requests out for `grace` seconds, end the step loops together, then the ranks' processes."""
         self._life.stop()
         await self._tell()
+        await requests_end(lambda: self._reports.views(self._ranks, self._life.seat_states), grace)
         await self._stop_balancing()
         attention = [h for h in self._ranks if h.seat.runs_attention and self._life.seat_states[h.seat.rank] == "ready"]
         for handle in attention:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from experts.background import end_process, watch_task
+from experts.background import end_process, only_log, watch_task
 from experts.dump import ProcessDump, dump_here
 from experts.errors import UserError
 from experts.placement import Placement
@@ -31,13 +31,14 @@ _PAUSE = 1.0  # s before the state is asked for again, after a call that failed
 
 @dataclass(frozen=True, slots=True)
 class IngressOrder:
-    """What an ingress loads."""
+    """What an ingress loads. grace: seconds that running requests have once the cluster stops."""
 
     folder: Path
     spec: ModelSpec
     reasoning: str
     limits: ServiceLimits
     info: ModelInfo
+    grace: float
 
 
 class SupervisorBackend:
@@ -123,6 +124,8 @@ class Ingress:
         except RayActorError:
             version, state, reason = -1, "degraded", "the supervisor is gone; start the server again"
         engines.show_state(state, reason)
+        if state == "stopping" and self.service is not None:
+            watch_task("drain", self.service.drain(self._order.grace), only_log, returns=True)
         if also is not None:
             await also(state)
         return int(version)

@@ -21,14 +21,14 @@ class RunningServer:
 
     def __init__(self, server: LocalServer, loop: asyncio.AbstractEventLoop) -> None:
         self.server = server
-        self._loop = loop
+        self.loop = loop
         assert server.grpc is not None
         self.target = f"127.0.0.1:{server.grpc.port}"
         self.url = f"http://127.0.0.1:{server.http_port}"
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine in the server's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE)
 
     def stats(self) -> EngineStats:
         """The engine's."""

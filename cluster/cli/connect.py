@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cluster.cli.lazy import load
+from cluster.notes import say
 from experts.errors import UserError
 
 _TARGET = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<name>[^\s:/\[\]]+)):(?P<port>[0-9]{1,5})")
@@ -30,7 +31,7 @@ def connect(target: str) -> Iterator[Any]:
         except module.CallError as error:
             if error.code == "UNAVAILABLE":
                 _look(host, port, target)
-            print(f"tokenyard: {error}", file=sys.stderr)
+            say(f"tokenyard: {error}")
             sys.exit(2 if error.code == "INVALID_ARGUMENT" else 1)
 
 
@@ -61,7 +62,7 @@ def _look(host: str, port: int, target: str) -> None:
     except (ConnectionRefusedError, TimeoutError) as error:
         if isinstance(error, TimeoutError) and connection.sock is not None:
             return  # it listens, and is busy
-        print(f"tokenyard: no tokenyard at {target}; start one with `tokenyard serve`", file=sys.stderr)
+        say(f"tokenyard: no tokenyard at {target}; start one with `tokenyard serve`")
         sys.exit(1)
     except (OSError, http.client.HTTPException):
         return  # gRPC's answer to what it does not speak

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional, get_type_hints
 import typer
 
 from cluster.config import ServeConfig, default_of, flag_name
+from experts.errors import UserError
 
 Model = Annotated[
     str | None,
@@ -46,7 +47,7 @@ def _parameter(name: str) -> inspect.Parameter:
     flag = f"--{flag_name(name)}"
     if kind is bool and default is None:  # three-valued: on, off, decided at start
         flag += f"/--no-{flag_name(name)}"
-    metavar = {int: "N", str: "NAME", Path: "FILE"}.get(kind)
+    metavar = {int: "N", float: "S", str: "NAME", Path: "FILE"}.get(kind)
     declared = typer.Option(flag, help=text, metavar=metavar, show_default=False)
     return inspect.Parameter(
         name,
@@ -57,7 +58,9 @@ def _parameter(name: str) -> inspect.Parameter:
 
 
 def model_folder(model: str | None) -> Path:
-    """MODEL as a folder; the small model when there is none."""
+    """MODEL as a folder; the small model when there is none. Raises UserError for an empty name."""
+    if model == "":
+        raise UserError("''", "a folder with a checkpoint, or nothing for the small model", "MODEL")
     if model is not None:
         return Path(model)
     from router_svc.demo_model.path import checkpoint_path  # not needed with a model of one's own

@@ -8,6 +8,7 @@ import typer
 from cluster.cli.lazy import load
 from cluster.cli.options import Model, model_folder, serve_flags
 from cluster.config import merge, read_yaml
+from cluster.limits import check_processes, raise_file_limit
 from cluster.signals import taken
 
 
@@ -23,7 +24,9 @@ def serve(
     """Start a cluster and serve until Ctrl-C."""
     values = read_yaml(config) if config is not None else {}
     options = merge(flags, values)
-    folder = model_folder(model or values.get("model"))
+    raise_file_limit()
+    check_processes(options)
+    folder = model_folder(values.get("model") if model is None else model)
     # torch and Ray load only now, so that wrong flags are refused at once.
     plan = load("cluster.plan").make_plan(folder, options)
     where = "cluster.run_local" if options.one_process else "cluster.launch"

@@ -14,6 +14,7 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from cluster.cli.lazy import load
+from cluster.notes import say
 from experts.errors import UserError
 
 # A verb's function has its name and lies in a file of that name; `bench` has verbs of its own.
@@ -84,7 +85,7 @@ def _not_loaded() -> None:
 
 
 def _line(message: str, code: int) -> int:
-    print("tokenyard: " + " ".join(message.split()), file=sys.stderr)
+    say("tokenyard: " + " ".join(message.split()))
     return code
 
 

@@ -93,6 +93,12 @@ class EventStream:
             self._post(Cancel(self.request.request_id, choice))
         self._ready.set()
 
+    def fail(self, event: FailedEvent) -> None:
+        """End the request from this side; its reader gets what came before, then the failure."""
+        if not self.over:
+            self._post(Cancel(self.request.request_id))
+            self.feed(event)
+
 
 class StreamFailed(Exception):
     """The engine ended the request with an error."""

@@ -4,6 +4,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from experts.address import joined, listeners
 from experts.errors import UserError
 from router_svc.api.admin import AdminBackend
 from router_svc.api.grpc_admin import AdminServicer
@@ -14,6 +15,8 @@ from router_svc.proto import tokenyard_pb2 as pb
 from router_svc.proto import tokenyard_pb2_grpc as rpc
 
 _MESSAGE_LIMIT = 16 << 20  # bytes, of a request; the longest prompt of 256 K ids takes 1 MB
+_HANDSHAKE_MS = 20_000  # from a connection's start to its first frame
+_IDLE_MS = 600_000  # without a call; clients connect again by themselves
 _NAMES = tuple(pb.DESCRIPTOR.services_by_name[name].full_name for name in ("Inference", "Admin"))
 
 
@@ -27,6 +30,8 @@ class GrpcServer:
             interceptors=(DecodeErrors(),),
             options=(
                 ("grpc.so_reuseport", 0),
+                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+                ("grpc.max_connection_idle_ms", _IDLE_MS),
                 ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
                 ("grpc.max_send_message_length", -1),
             ),
@@ -38,13 +43,16 @@ class GrpcServer:
         self.port = 0
 
     async def start(self) -> None:
-        """Listen. Raises UserError when the port is taken."""
-        try:
-            self.port = self._server.add_insecure_port(f"{self._host}:{self._wanted}")
-        except RuntimeError:
-            self.port = 0
-        if not self.port:
-            raise UserError(f"port {self._wanted} in use", "a free one", f"--grpc-port on {self._host}")
+        """Listen at all addresses of the host. Raises UserError, with the reason, where that can't be."""
+        bound = listeners(self._host, self._wanted, "--grpc-port")  # grpc gives no reasons
+        places = [sock.getsockname() for sock in bound]
+        for sock in bound:
+            sock.close()
+        for host, port, *_ in places:
+            try:
+                self.port = self._server.add_insecure_port(joined(host, port))
+            except RuntimeError:
+                raise UserError(f"port {port} in use", "a free one", f"--grpc-port on {self._host}") from None
         await self._server.start()
 
     async def show_state(self, state: str) -> None:

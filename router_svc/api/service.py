@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from router_svc.api.calls import ApiError, ChatCall, Chunk, GenerateCall, ModelInfo, invalid
 from router_svc.api.choice import ChoiceOutput
+from router_svc.api.drain import OpenRequests
 from router_svc.api.engines import EngineClient, EventStream, StreamFailed
 from router_svc.api.limits import ServiceLimits, check_call, check_prompt, check_size, not_ready, resolve_sampling
 from router_svc.api.metrics import IngressMetrics
@@ -56,10 +57,15 @@ class Service:
         self.info = info
         self.metrics = metrics
         self._texts = ThreadPoolExecutor(1, "text")
+        self._requests = OpenRequests()
 
     def state(self) -> tuple[str, str]:
         """("ready" or another state, why)."""
-        return self.engines.state()
+        return ("stopping", "the server is shutting down") if self._requests.closing else self.engines.state()
+
+    async def drain(self, grace: float) -> None:
+        """Refuse new requests, give the running ones `grace` seconds, and end the rest with UNAVAILABLE."""
+        await self._requests.drain(grace)
 
     def generate(self, call: GenerateCall) -> AsyncGenerator[Chunk, None]:
         """Complete a prompt. Raises ApiError at the first step when the call is refused."""
@@ -143,9 +149,10 @@ class Service:
         watch = self.metrics.request(len(request.prompt_ids))
         stream = self.engines.submit(request)
         try:
-            async for chunk in _chunks(stream, outputs, request):
-                watch.chunk(chunk)
-                yield chunk
+            with self._requests.holding(stream):
+                async for chunk in _chunks(stream, outputs, request):
+                    watch.chunk(chunk)
+                    yield chunk
         finally:
             stream.cancel()
             watch.end()

@@ -11,7 +11,7 @@ from experts.errors import UserError
 FLAGS = (
     "attention-workers expert-workers colocate num-redundant-experts device dtype max-model-len max-num-seqs "
     "max-num-batched-tokens kv-cache-memory-bytes max-queue-len served-model-name placement enable-eplb eplb-policy "
-    "eplb-interval record-loads reasoning-parser host grpc-port http-port ray-address"
+    "eplb-interval record-loads reasoning-parser grace-period host grpc-port http-port ray-address"
 ).split()
 
 
@@ -41,6 +41,10 @@ def test_flags_go_over_the_file_over_the_defaults(tmp_path: Path) -> None:
         ("- a", "mapping"),
         ("a: [", "broken YAML"),
         ("model: 3", "a folder"),
+        ("max-num-seqs: 3\nmax-num-seqs: 4", "key 'max-num-seqs' twice"),
+        ("max-num-seqs: 3\nmax_num_seqs: 4", "'max-num-seqs' twice"),
+        ("grace-period: soon", "a number"),
+        ("grace-period: -1", "0 to 86400"),
     ],
 )
 def test_wrong_yaml_is_one_line(tmp_path: Path, text: str, told: str) -> None:
@@ -78,3 +82,17 @@ def test_balancing_that_can_not_take_effect_is_an_error() -> None:
         with pytest.raises(UserError, match="--enable-eplb: found 1 rank with experts, expected at least 2"):
             merge({"enable_eplb": True, **flags}, {})
     assert merge({"enable_eplb": True, "expert_workers": 2}, {}).enable_eplb
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n"])
+def test_an_empty_file_is_an_empty_configuration(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text(text)
+    assert read_yaml(path) == {}
+
+
+def test_seconds_may_be_whole_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    for text, seconds in (("grace-period: 7", 7), ("grace-period: 0.5", 0.5)):
+        path.write_text(text)
+        assert merge({}, read_yaml(path)).grace_period == seconds

@@ -1,19 +1,16 @@
 """What `serve` refuses before anything starts: model, memory, slots, ports, placement."""
 
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from cluster.config import ServeConfig
-from cluster.plan import check_port, make_plan
+from cluster.limits import check_processes
+from cluster.plan import make_plan
 from experts.errors import UserError
 from router_svc.demo_model.path import checkpoint_path
 from tests import checkpoints
@@ -26,48 +23,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.make("mixtral", tmp_path_factory.mktemp("plan") / "mixtral")
 
 
-@contextmanager
-def taken_port() -> Iterator[int]:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        holder.listen()
-        yield holder.getsockname()[1]
+def test_memory_is_checked_with_the_numbers(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"GiB of free memory, expected 3276[89]\.\d GiB \(experts 0\.0, attention"):
+        make_plan(folder, replace(CONFIG, kv_cache_memory_bytes=1 << 45), check_ports=False, check_text=False)
 
 
-def test_port_in_use() -> None:
-    with taken_port() as port, pytest.raises(UserError, match=rf"port {port} in use"):
-        check_port("127.0.0.1", port, "--grpc-port")
-    with pytest.raises(UserError, match="--host"):
-        check_port("no such host", 0, "--grpc-port")
-
-
-def test_memory_is_checked_with_the_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = psutil.virtual_memory()._replace(available=500 << 20)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    with pytest.raises(UserError, match=r"0\.5 GiB of free memory, expected 1\.\d GiB"):
-        make_plan(folder, CONFIG, check_ports=False)
+def test_processes_are_checked_before_torch_takes_memory() -> None:
+    with pytest.raises(UserError, match=r"GiB of free memory, expected 1600\.8 GiB \(processes 1600\.8\)"):
+        check_processes(ServeConfig(attention_workers=4096, expert_workers=2))
 
 
 def test_more_experts_than_slots(folder: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "few.npz", slot_expert=np.zeros((3, 4), np.int64))
     with pytest.raises(UserError, match="expected at least 8"):
-        make_plan(folder, replace(CONFIG, placement=tmp_path / "few.npz"), check_ports=False)
+        make_plan(folder, replace(CONFIG, placement=tmp_path / "few.npz"), check_ports=False, check_text=False)
     np.savez(tmp_path / "layers.npz", slot_expert=np.tile(np.arange(8), (2, 1)))
     with pytest.raises(UserError, match="2 layers"):
-        make_plan(folder, replace(CONFIG, placement=tmp_path / "layers.npz"), check_ports=False)
+        make_plan(folder, replace(CONFIG, placement=tmp_path / "layers.npz"), check_ports=False, check_text=False)
 
 
 def test_lengths_and_cache(folder: Path) -> None:
     with pytest.raises(UserError, match="--max-model-len"):
-        make_plan(folder, replace(CONFIG, max_model_len=5000), check_ports=False)
+        make_plan(folder, replace(CONFIG, max_model_len=5000), check_ports=False, check_text=False)
     with pytest.raises(UserError, match="--kv-cache-memory-bytes"):
-        make_plan(folder, replace(CONFIG, kv_cache_memory_bytes=10_000), check_ports=False)
-    longer = make_plan(checkpoint_path(), replace(CONFIG, max_model_len=4096), check_ports=False)
+        make_plan(folder, replace(CONFIG, kv_cache_memory_bytes=10_000), check_ports=False, check_text=False)
+    longer = make_plan(checkpoint_path(), replace(CONFIG, max_model_len=4096), check_ports=False, check_text=False)
     assert longer.engine.max_model_len == 4096
 
 
 def test_seats_are_numbered_experts_first(folder: Path) -> None:
-    plan = make_plan(folder, replace(CONFIG, attention_workers=2, expert_workers=3), check_ports=False)
+    plan = make_plan(
+        folder, replace(CONFIG, attention_workers=2, expert_workers=3), check_ports=False, check_text=False
+    )
     assert [(s.rank, s.role) for s in plan.seats] == [
         (0, "expert"), (1, "expert"), (2, "expert"), (3, "attention"), (4, "attention"),
     ]  # fmt: skip
@@ -101,5 +88,18 @@ def test_tensors_are_checked(tensor: str, change: torch.Tensor | None, expected:
     made = checkpoints.make("mixtral", tmp_path / "broken")
     rewrite(made, tensor, change)
     with pytest.raises(UserError, match=expected) as caught:
-        make_plan(made, CONFIG, check_ports=False)
+        make_plan(made, CONFIG, check_ports=False, check_text=False)
     assert tensor in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("tokenizer.json", "{"), ("chat_template.jinja", "{% if"), ("generation_config.json", "{")]
+)
+def test_what_text_needs_is_read_before_anything_starts(tmp_path: Path, name: str, text: str) -> None:
+    made = checkpoints.make("mixtral", tmp_path / "mixtral")
+    checkpoints.write_tokenizer(made)
+    make_plan(made, CONFIG, check_ports=False)
+    (made / name).write_text(text)
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        make_plan(made, CONFIG, check_ports=False)
+    make_plan(made, CONFIG, check_ports=False, check_text=False)

@@ -48,6 +48,7 @@ def test_signal_while_starting_leaves_nothing() -> None:
     [
         (["serve", "nowhere"], "nowhere: found no such folder"),
         (["serve", "org/name"], "hub id"),
+        (["serve", ""], "MODEL: found ''"),
         (["serve", "--attention-workers", "2", "--expert-workers", "0"], "--expert-workers"),
         (["serve", "--enable-eplb", "--expert-workers", "1"], "--enable-eplb"),
         (["serve", "--tls-cert", "x"], "--tls-cert"),

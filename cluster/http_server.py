@@ -1,0 +1,118 @@
+"""HTTP in one process: an ASGI app under uvicorn, in an event loop that others use too. Knows nothing of the app.
+
+A connection whose next request does not come is closed after REQUEST_SECONDS. Without file descriptors the server says
+so once a second and takes new connections again a second after there are some.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from experts.address import listeners
+from experts.background import watch_task
+
+log = logging.getLogger(__name__)
+REQUEST_SECONDS = 20.0  # s for a request's head, from the connection's start or the head's first byte
+_LAST_BYTES = 1  # s for answers that are complete to reach their clients
+_AT_ONCE = 64  # connections that asyncio takes in one go; each one that it can't take is an error to be told
+_WAITING = 1024  # connections that the system keeps until they are taken
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class HttpServer:
+    """Owns the port. `start` and `stop` in one event loop; ended: called when it ended though nobody stopped it."""
+
+    def __init__(self, app: ASGIApp, host: str, port: int, request_seconds: float = REQUEST_SECONDS) -> None:
+        self._host, self._wanted = host, port
+        config = uvicorn.Config(
+            app, http=_patient(request_seconds), log_config=None, log_level="warning", lifespan="off",
+            access_log=False, timeout_graceful_shutdown=_LAST_BYTES, backlog=_AT_ONCE,
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
+        self._task: asyncio.Task[None] | None = None
+        self.port = 0
+
+    async def start(self, ended: Callable[[str], None]) -> None:
+        """Listen. Raises UserError where that can't be."""
+        sockets = listeners(self._host, self._wanted, "--http-port")
+        self.port = sockets[0].getsockname()[1]
+        asyncio.get_running_loop().set_exception_handler(_Exhaustion().handle)
+        self._task = watch_task("HTTP server", self._serve(sockets), ended, returns=True)
+        while not self._server.started and not self._task.done():
+            await asyncio.sleep(0.01)
+        if not self._server.started:
+            raise RuntimeError("the HTTP server ended while it started; the log says why")
+        for sock in sockets:
+            sock.listen(_WAITING)
+
+    async def stop(self) -> None:
+        """Close the port, and connections once their answer is out."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task
+
+    async def _serve(self, sockets: list[socket.socket]) -> None:
+        await self._server._serve(sockets)  # not `serve`, which would take over the process's signals
+
+
+class _Exhaustion:
+    """An event loop's exception handler: connections that could not be taken are one line a second, not one each."""
+
+    def __init__(self) -> None:
+        self._said = float("-inf")
+
+    def handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in _EXHAUSTED:
+            loop.default_exception_handler(context)
+        elif time.monotonic() - self._said >= 1:
+            self._said = time.monotonic()
+            log.warning("no new connections for now: %s", error.strerror)
+
+
+def _patient(seconds: float) -> type[asyncio.Protocol]:
+    """uvicorn's protocol, which has a limit only between an answer and the next byte, with one for a request's head."""
+
+    class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+        limit: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self.arm()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if not self.waits():
+                self.disarm()
+            elif self.limit is None:
+                self.arm()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self.disarm()
+            super().connection_lost(error)
+
+        def waits(self) -> bool:
+            """Whether no request is being answered."""
+            return self.cycle is None or bool(self.cycle.response_complete)
+
+        def arm(self) -> None:
+            self.limit = asyncio.get_running_loop().call_later(seconds, self.late)
+
+        def disarm(self) -> None:
+            if self.limit is not None:
+                self.limit.cancel()
+                self.limit = None
+
+        def late(self) -> None:
+            if self.waits():
+                self.transport.close()
+
+    return Patient
