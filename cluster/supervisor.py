@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -60,7 +61,8 @@ class Supervisor:
         self._book = StatusBook(plan.name, plan.placement.slots_per_rank)
         self._reports = RankReports()
         self._events = EventLog()
-        self._doors = Doors(plan.config.host, self._notice, self._events)
+        self._notices: dict[str, str] = {}
+        self._doors = Doors(plan.config.host, partial(self._notice, "door"), self._events)
         self._watch = RankWatch(self._life, lambda: self._ranks, log_dir, self._happened, self._end_epoch)
         self._balancer: Balancer | None = None
         self._balancing: asyncio.Task[None] | None = None
@@ -224,7 +226,7 @@ class Supervisor:
     async def _unbalanced(self, what: str) -> None:
         """Ranks serve on under the placement that they have."""
         self._happened("balancer", what)
-        await self._notice(f"{what}: loads are no longer balanced")
+        await self._notice("balancer", f"{what}: loads are no longer balanced")
 
     def _serving(self) -> Balancer:
         """The balancer of a cluster that serves. Raises UserError for one that does not."""
@@ -330,8 +332,10 @@ class Supervisor:
         await self._tell()
         await self._stop_balancing()
 
-    async def _notice(self, what: str) -> None:
-        self._life.notice(what)
+    async def _notice(self, about: str, what: str) -> None:
+        """Show what people should know while the ranks serve on; empty when it is over."""
+        self._notices[about] = what
+        self._life.notice("; ".join(filter(None, self._notices.values())))
         await self._tell()
 
     async def _tell(self) -> None:

@@ -4,7 +4,9 @@ import ast
 
 from tests.source import ROOT, modules
 
-STARTS = {"create_task", "ensure_future", "Thread", "Timer", "start_new_thread", "TaskGroup"}
+STARTS = {
+    "create_task", "ensure_future", "run_coroutine_threadsafe", "TaskGroup", "Thread", "Timer", "start_new_thread",
+}  # fmt: skip
 ALLOWED = "experts.background"
 
 
@@ -16,12 +18,16 @@ def starts(tree: ast.AST) -> list[int]:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if name in STARTS:
                 lines.append(node.lineno)
+        elif isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Thread") for base in node.bases):
+            lines.append(node.lineno)
     return lines
 
 
 def test_the_walk_finds_every_spelling() -> None:
-    code = "loop.create_task(x)\nasyncio.ensure_future(x)\nThread(target=x)\nthreading.Timer(1, x)\nok(x)"
-    assert sorted(starts(ast.parse(code))) == [1, 2, 3, 4]
+    code = (
+        "loop.create_task(x)\nensure_future(x)\nThread(target=x)\nthreading.Timer(1, x)\nclass A(Thread): pass\nok(x)"
+    )
+    assert sorted(starts(ast.parse(code))) == [1, 2, 3, 4, 5]
 
 
 def test_tasks_and_threads_start_in_one_place() -> None:

@@ -16,7 +16,7 @@ class Intake:
         self._lock = threading.Lock()
         self._messages: deque[Message] = deque()
         self._live: dict[str, EngineRequest] = {}
-        self._waiting = 0
+        self._queued: dict[str, EngineRequest] = {}  # of those that live, which have not started
         self._limit = max_queue_len
         self.closed: str | None = None
 
@@ -27,10 +27,10 @@ class Intake:
                 refusal = self._refuse(message)
                 if refusal is not None:
                     return refusal
-                self._live[message.request_id] = message
-                self._waiting += 1
+                self._live[message.request_id] = self._queued[message.request_id] = message
             elif isinstance(message, Cancel) and message.choice is None:
                 self._live.pop(message.request_id, None)  # from now on its id may come again
+                self._queued.pop(message.request_id, None)
             self._messages.append(message)
             return None
 
@@ -48,10 +48,11 @@ class Intake:
         """Whether the request has neither ended nor been dropped; another with its id does not count."""
         return self._live.get(request.request_id) is request
 
-    def started(self) -> None:
-        """One accepted request has left the queue."""
+    def started(self, request: EngineRequest) -> None:
+        """An accepted request has left the queue; one that was dropped has before."""
         with self._lock:
-            self._waiting -= 1
+            if self._queued.get(request.request_id) is request:
+                del self._queued[request.request_id]
 
     def forget(self, request: EngineRequest) -> bool:
         """The request ended; False when something else ended it before."""
@@ -79,7 +80,7 @@ class Intake:
         ]
         self._live.clear()
         self._messages.clear()
-        self._waiting = 0
+        self._queued.clear()
         return ended
 
     def _refuse(self, request: EngineRequest) -> FailedEvent | None:
@@ -87,7 +88,7 @@ class Intake:
             return FailedEvent(request.request_id, request.attempt, Code.UNAVAILABLE, self.closed)
         if request.request_id in self._live:
             return refused_twin(request.request_id, request.attempt)
-        if self._waiting >= self._limit:
-            message = f"the queue is full: {self._waiting} requests wait, the limit is {self._limit}"
+        if len(self._queued) >= self._limit:
+            message = f"the queue is full: {len(self._queued)} requests wait, the limit is {self._limit}"
             return FailedEvent(request.request_id, request.attempt, Code.RESOURCE_EXHAUSTED, message, retry_after=1.0)
         return None

@@ -169,7 +169,7 @@ class Engine:
             if chunk.sequence.started is None:
                 chunk.sequence.started = now
                 if chunk.sequence.choice == 0:
-                    self._intake.started()
+                    self._intake.started(chunk.sequence.request)
         self._stats.schedule_seconds += time.perf_counter() - started
         return chunks
 
@@ -202,7 +202,7 @@ class Engine:
     def _accept(self, request: EngineRequest, now: float, output: StepOutput) -> None:
         needed = self._scheduler.blocks_for(len(request.prompt_ids) + request.sampling.max_tokens)
         if self._scheduler.blocks_for(len(request.prompt_ids) + 1) > self._pages.total or needed > self._pages.total:
-            self._intake.started()
+            self._intake.started(request)
             room = self._pages.total * self._config.block_size
             output.fail(
                 request,
@@ -245,7 +245,7 @@ class Engine:
             self._scheduler.remove(sequence)
             request_id = sequence.request.request_id
             if sequence.started is None and sequence.choice == 0:
-                self._intake.started()
+                self._intake.started(sequence.request)
             siblings = self._sequences[request_id]
             siblings.remove(sequence)
             if not siblings:

@@ -2,14 +2,19 @@
 
 import json
 import random
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from cluster.launch import RayCluster
 from router_svc.client import Client
+from router_svc.proto import tokenyard_pb2 as pb
+from router_svc.proto import tokenyard_pb2_grpc as rpc
 from tests import checkpoints
 from tests.e2e.conftest import Starter
 from tests.topologies import TOPOLOGIES
@@ -37,19 +42,42 @@ def check_tokens(cluster: RayCluster, folder: Path) -> None:
         assert [w["state"] for w in status["workers"]] == ["ready"] * len(cluster.plan.seats)
         assert client.placement().slot_expert
     body = {"prompt": prompts()[1], "max_tokens": COUNT, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{cluster.http_port}/v1/completions",
-        json.dumps(body).encode(),
-        {"content-type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with post(cluster, body) as answer:
         assert json.load(answer)["choices"][0]["token_ids"] == wanted[1]
+
+
+def check_take_over(cluster: RayCluster) -> None:
+    """A call through the gRPC door comes again over HTTP, by way of another process: the older one ends."""
+    slow = [("grpc.http2.lookahead_bytes", 0), ("grpc.http2.bdp_probe", 0)]  # its reader is held before it could end
+    with grpc.insecure_channel(f"127.0.0.1:{cluster.grpc_port}", options=slow) as channel:
+        sampling = pb.Sampling(max_tokens=900, temperature=0.0, ignore_eos=True, logprobs=20)
+        ids = pb.TokenIds(ids=[5, 6, 7])
+        older = rpc.InferenceStub(channel).GenerateStream(
+            pb.GenerateRequest(request_id="again", token_ids=ids, sampling=sampling)
+        )
+        next(older)
+        body = {"prompt": [5, 6, 7], "max_tokens": 900, "temperature": 0, "ignore_eos": True, "logprobs": 20}
+        with post(cluster, {"request_id": "again", "stream": True, **body}) as answer:
+            assert b"choices" in next(line for line in answer if line.startswith(b"data: "))
+            with pytest.raises(grpc.RpcError) as ended:
+                list(older)
+            assert ended.value.code() == grpc.StatusCode.ABORTED
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(cluster, {"request_id": "a\tb", **body})
+        assert refused.value.code == 400
+
+
+def post(cluster: RayCluster, body: dict[str, Any]) -> Any:
+    url = f"http://127.0.0.1:{cluster.http_port}/v1/completions"
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    return urllib.request.urlopen(request, timeout=60)
 
 
 def run(architecture: str, topology: str, start_cluster: Starter, folder: Path) -> None:
     checkpoints.make(architecture, folder)
     with start_cluster(folder, num_redundant_experts=4, **TOPOLOGIES[topology]) as cluster:
         check_tokens(cluster, folder)
+        check_take_over(cluster)
 
 
 @pytest.mark.parametrize(("architecture", "topology"), FAST)
