@@ -11,6 +11,7 @@ from typing import Any
 from cluster.config import ServeConfig
 from cluster.inprocess import LocalServer
 from cluster.plan import make_plan
+from experts.address import joined
 from router_svc.demo_model.path import checkpoint_path
 from router_svc.engine.step_loop import EngineStats
 from tests.patience import PATIENCE, wait_until
@@ -23,8 +24,9 @@ class RunningServer:
         self.server = server
         self.loop = loop
         assert server.grpc is not None
-        self.target = f"127.0.0.1:{server.grpc.port}"
-        self.url = f"http://127.0.0.1:{server.http_port}"
+        host = server.plan.config.host
+        self.target = joined(host, server.grpc.port)
+        self.url = f"http://{joined(host, server.http_port)}"
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine in the server's loop."""

@@ -27,6 +27,7 @@ from router_svc.models.registry import load_spec
 from router_svc.models.spec import kv_bytes_per_token
 from router_svc.proto import tokenyard_pb2 as pb
 from router_svc.proto import tokenyard_pb2_grpc as rpc
+from tests.patience import PATIENCE
 from tests.server import RunningServer, one_process
 
 _KILLED = {
@@ -159,3 +160,11 @@ def test_changing_minds_under_pressure_leaves_nothing_behind() -> None:
 def _blocks(count: int) -> int:
     """Bytes of `count` KV blocks of the small model in float32."""
     return count * BLOCK_SIZE * kv_bytes_per_token(load_spec(checkpoint_path()), torch.float32)
+
+
+@pytest.mark.slow
+def test_who_connects_to_grpc_and_sends_nothing_is_closed(server: RunningServer) -> None:
+    host, _, port = server.target.rpartition(":")
+    with socket.create_connection((host, int(port)), PATIENCE) as client:
+        while client.recv(4096):  # the server's own first frame
+            continue
