@@ -26,9 +26,10 @@ class Stopped(Exception):
 
 
 class Signals:
-    """asked: set once a signal asked to end."""
+    """asked: set once a signal asked to end. same: seconds after the first in which another is taken for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, same: float = SAME_SIGNAL) -> None:
+        self._same = same
         self.asked = threading.Event()
         self._wake: Callable[[], None] | None = None
         self._when = 0.0
@@ -78,7 +79,7 @@ class Signals:
             self._when = now
             self.asked.set()
             self._wake()
-        elif now - self._when > SAME_SIGNAL:
+        elif now - self._when > self._same:
             os._exit(1)
 
 

@@ -27,6 +27,7 @@ _LINES = (
     "status --target 127.0.0.1:1",
     "top --target 127.0.0.1:1",
     "rebalance --target 127.0.0.1:1",
+    "dump --target 127.0.0.1:1",
 )
 
 

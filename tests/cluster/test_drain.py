@@ -14,7 +14,7 @@ from router_svc.client.requests import Retries
 from tests.patience import PATIENCE, wait_until
 from tests.server import RunningServer, one_process
 
-LONG = {"max_tokens": 900, "temperature": 0.0, "ignore_eos": True}
+LONG = {"max_tokens": 2000, "temperature": 0.0, "ignore_eos": True}
 
 
 @pytest.fixture

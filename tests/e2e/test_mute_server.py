@@ -16,7 +16,7 @@ from tests.patience import PATIENCE, wait_until
 from tests.ports import free_port
 from tests.serving import START_SECONDS, TOKENYARD, end, kill_tree
 
-LONG = {"max_tokens": 900, "temperature": 0.0, "ignore_eos": True}
+LONG = {"max_tokens": 2000, "temperature": 0.0, "ignore_eos": True}
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def mute_server(*options: str) -> Iterator[tuple[subprocess.Popen[bytes], str, s
 @pytest.mark.parametrize("experts", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_mute_server_serves_and_ends_on_a_hangup(experts: int, tmp_path: Path) -> None:
     loads = tmp_path / "loads.npz"
-    options = ("--expert-workers", str(experts), "--grace-period", "0.5", "--record-loads", str(loads))
+    options = ("--expert-workers", str(experts), "--grace-period", "0.2", "--record-loads", str(loads))
     body = json.dumps({"prompt": [5, 6, 7], "stream": True, **LONG}).encode()
     with mute_server(*options) as (process, target, url), Client(target) as client:
         stream = client.generate_stream([5, 6, 7], **LONG)
