@@ -25,8 +25,8 @@ def check_fits(free: FreeMemory, parts: dict[str, int]) -> None:
     """Raise UserError where the parts, in bytes, do not fit together into what is free."""
     needed = sum(parts.values())
     if needed > free.bytes:
-        shown = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in parts.items())
-        raise UserError(f"{free.bytes / _GIB:.1f} GiB of free memory", f"{needed / _GIB:.1f} GiB ({shown})", free.where)
+        shown = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in parts.items())
+        raise UserError(f"{free.bytes / _GIB:.2f} GiB of free memory", f"{needed / _GIB:.2f} GiB ({shown})", free.where)
 
 
 def raise_file_limit() -> None:
