@@ -16,7 +16,7 @@ from experts.address import bare, check_port
 from experts.checkpoint.reader import CheckpointReader
 from experts.errors import UserError
 from experts.loader import check_experts
-from experts.machine import free_memory
+from experts.machine import free_memory, own_memory
 from experts.membership import Member
 from experts.placement import Placement
 from router_svc.api.calls import ModelInfo
@@ -202,6 +202,6 @@ def _check_memory(
     parts = {
         "experts": placement.slot_expert.size * expert_bytes(spec, dtype),
         "attention and KV cache": attention,
-        "processes": len(_seats(config)) * PROCESS_BYTES,
+        "processes": max(0, len(_seats(config)) * PROCESS_BYTES - (own_memory() if config.one_process else 0)),
     }
     check_fits(free_memory(), parts)

@@ -88,9 +88,18 @@ def free_memory(root: Path = _ROOT) -> FreeMemory:
     return min(found, key=lambda one: one.bytes)
 
 
+def own_memory(root: Path = _ROOT) -> int:
+    """Bytes that this process has taken and could not give back."""
+    return _kib(root / "proc/self/status", "RssAnon")
+
+
 def _available(root: Path) -> int:
-    fields = _numbers(_text(root / "proc/meminfo").replace(":", " "))
-    return fields["MemAvailable"] << 10  # the file counts in KiB
+    return _kib(root / "proc/meminfo", "MemAvailable")
+
+
+def _kib(path: Path, name: str) -> int:
+    """Bytes that a file of KiB says, with a colon after each name."""
+    return _numbers(_text(path).replace(":", " "))[name] << 10
 
 
 def _room(group: ControlGroup) -> int | None:

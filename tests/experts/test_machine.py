@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experts.machine import control_groups, cores, cpu_quota, free_memory
+from experts.machine import control_groups, cores, cpu_quota, free_memory, own_memory
 
 V2 = "31 24 0:27 {root} {at} rw,nosuid - cgroup2 cgroup2 rw\n"
 V1 = "33 24 0:29 {root} {at} rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
@@ -123,3 +123,4 @@ def test_free_memory_is_the_least(tmp_path: Path, cgroup: str, mounts: str, file
 def test_this_machine() -> None:
     assert 1 <= cores() <= len(os.sched_getaffinity(0))
     assert free_memory().bytes > 0
+    assert 10 << 20 < own_memory() < 10 << 30
