@@ -1,10 +1,10 @@
 """`bench throughput`: the whole engine, token ids in and out, greedy, no prefix reuse; in one process or on Ray."""
 
+import asyncio
 import json
 import random
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,8 @@ from cluster.config import ServeConfig
 from cluster.inprocess import LocalRank
 from cluster.plan import ServePlan, make_plan
 from experts.background import only_log
+from router_svc.api.engines import EventStream
+from router_svc.link.client import LinkEngines
 from router_svc.request import EngineRequest, Event, FailedEvent, Sampling
 
 
@@ -122,35 +124,34 @@ def _runner(plan: ServePlan) -> Iterator[Runner]:
 
 @contextmanager
 def _ray_runner(plan: ServePlan) -> Iterator[Runner]:
-    """Through the gRPC door of a cluster: one stream a sequence."""
-    from cluster.launch import RayCluster  # Ray loads only where it is used
+    """The ranks on Ray, without a front door: requests go over links from here, as an ingress sends them."""
+    import ray  # loads only where it is used
+
+    from cluster.launch import RayCluster
     from cluster.loading import LoadingView
-    from router_svc.client import Client
 
-    cluster = RayCluster(plan)
-    try:
+    with RayCluster(plan) as cluster, asyncio.Runner() as loop:
         with LoadingView(plan.seats) as view:
-            cluster.start(view)
-        with Client(f"127.0.0.1:{cluster.grpc_port}") as client:
+            cluster.start_ranks(view)
+        secret, addresses = ray.get(cluster.supervisor.links.remote())
+        links = LinkEngines(secret)
+        loop.run(links.connect(addresses))
+        yield lambda prompts, gen: loop.run(_over_links(links, prompts, gen))
 
-            def one(prompts: list[list[int]], gen: int) -> tuple[float, float]:
-                start = time.perf_counter()
 
-                def stream(ids: list[int]) -> float:
-                    deltas = client.generate_stream(ids, max_tokens=gen, temperature=0.0, ignore_eos=True)
-                    next(deltas)
-                    first = time.perf_counter() - start
-                    for _ in deltas:
-                        continue
-                    return first
+async def _over_links(links: LinkEngines, prompts: list[list[int]], gen: int) -> tuple[float, float]:
+    start = time.perf_counter()
 
-                with ThreadPoolExecutor(len(prompts)) as pool:
-                    firsts = list(pool.map(stream, prompts))
-                return max(firsts), time.perf_counter() - start
+    async def first_token(stream: EventStream) -> float:
+        await stream.next()
+        first = time.perf_counter() - start
+        while await stream.next() is not None:
+            continue
+        return first
 
-            yield one
-    finally:
-        cluster.stop()
+    streams = [links.submit(EngineRequest(f"b{i}", tuple(ids), _greedy(gen))) for i, ids in enumerate(prompts)]
+    firsts = await asyncio.gather(*map(first_token, streams))
+    return max(firsts), time.perf_counter() - start
 
 
 def _greedy(gen: int) -> Sampling:
