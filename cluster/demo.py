@@ -7,6 +7,7 @@ import urllib.request
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cluster import local_http
 from cluster.cli.status import lines
 from cluster.config import ServeConfig
 from cluster.launch import RayCluster
@@ -36,8 +37,7 @@ def main() -> int:
     started = time.monotonic()
     config = replace(ServeConfig(), grpc_port=0, http_port=0, dtype="float32", served_model_name="tokenyard-demo")
     plan = make_plan(checkpoint_path(), config)
-    cluster = RayCluster(plan)
-    try:
+    with RayCluster(plan) as cluster:
         print("starting Ray, 1 attention actor and 2 expert actors with the small model ...", flush=True)
         with LoadingView(plan.seats) as view:
             cluster.start(view)
@@ -47,8 +47,6 @@ def main() -> int:
             right = [_ask(client, question) for question in QUESTIONS]
             right.append(_ask_http(cluster.http_port, Question("/think 123 + 989", "1112")))
             _show_load(client)
-    finally:
-        cluster.stop()
     print(f"{sum(right)} of {len(right)} answers right, {time.monotonic() - started:.1f} s in all")
     return 0 if all(right) else 1
 
@@ -76,11 +74,10 @@ def _ask_http(port: int, question: Question) -> bool:
     body = {
         "messages": [{"role": "user", "content": question.text}], "stream": True, "max_tokens": 400, "temperature": 0,
     }  # fmt: skip
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
+    url = local_http.url("127.0.0.1", port, "/v1/chat/completions")
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
     content = ""
-    with urllib.request.urlopen(request, timeout=60) as stream:
+    with local_http.call(request, 60) as stream:
         for line in stream:
             if not line.startswith(b"data: {"):
                 continue

@@ -1,62 +1,62 @@
-"""`serve` on Ray: a private Ray or a running one, the supervisor with its ranks, a gRPC door and HTTP on Serve."""
+"""`serve` on Ray: the supervisor with its ranks, a gRPC door and HTTP on Serve, on a Ray of our own or one that is there."""
 
 import contextlib
 import logging
-import os
 import secrets
 import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from types import TracebackType
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-
 import ray
-from ray import serve
-from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from cluster.http_door import HttpDoor
 from cluster.loading import LoadingView
 from cluster.notes import ready, say
 from cluster.plan import ServePlan
+from cluster.ray_session import RaySession, StartFailed
 from cluster.run_local import ready_line
 from cluster.signals import Signals, Stopped
 from cluster.supervisor import Supervisor
-from experts.address import free_port, joined
+from experts.address import free_port
 from experts.background import only_log, watch_thread
 from experts.dump import ProcessDump, dump_here, page
 from experts.errors import UserError
 from router_svc.door import Door
 from router_svc.ingress import IngressOrder
-from router_svc.serve_app import HttpReplica
 
-_SERVE_START = 15.0  # s that Serve may take to start before it is stopped halfway
+_SERVE_START = 60.0  # s that Serve may take to start before it is stopped halfway
 _DUMP = 6.0  # s for the supervisor, which gives ranks less, to answer
-_OBJECT_STORE = 80 << 20  # bytes; tokens and weights never go through it
+_STOP = 30.0  # s for the ranks to end together
 
 
 class RayCluster:
-    """Everything that `serve` starts on Ray. `stop` leaves nothing of it behind."""
+    """Everything that `serve` starts on Ray. `stop` leaves nothing of it behind, nor does leaving a `with` block."""
 
     def __init__(self, plan: ServePlan, go_on: Callable[[], None] = lambda: None) -> None:
         """go_on: called every now and then while starting; what it raises breaks the start off."""
         http_port = plan.config.http_port or free_port(plan.config.host)
         self.plan = replace(plan, config=replace(plan.config, http_port=http_port))
         self.namespace = f"tokenyard-{secrets.token_hex(4)}"
-        self.app = self.namespace
-        self.private = plan.config.ray_address is None and not os.environ.get("RAY_ADDRESS")
+        self._session = RaySession(plan.config.ray_address, self.namespace)
         self._go_on = go_on
-        self.joined = False  # whether this object called ray.init
+        self._trouble = False  # whether people were sent to the logs
         self.supervisor: Any = None
         self.door: Any = None
         self.grpc_port = 0
-        self._http: _Background | None = None
-        self._served = False  # whether there may be something of ours on Serve
+        self._http = HttpDoor(self.namespace, plan.config.host, http_port)
+        self._serve: _Background | None = None
+
+    def __enter__(self) -> "RayCluster":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop(clean=kind is None or kind is Stopped)
 
     @property
     def http_port(self) -> int:
@@ -64,10 +64,11 @@ class RayCluster:
         return self.plan.config.http_port
 
     def start(self, view: LoadingView) -> None:
-        """Bring all up; ready when it returns. Raises UserError for what the user can mend."""
+        """Bring all up; ready when it returns. Raises UserError for what the user can mend, and StartFailed."""
         loaded = self._start_supervisor()
-        self._http = _Background(self._start_serve)
-        self._wait(loaded, view)
+        self._serve = _Background(self._http.start_serve)
+        with self._waiting("the ranks"):
+            self._wait(loaded, view)
         order = IngressOrder(
             self.plan.folder,
             self.plan.spec,
@@ -78,27 +79,40 @@ class RayCluster:
         )
         self.door = ray.remote(Door).options(**self._options("door", 4096), max_restarts=-1).remote()
         port = self.door.start.remote(order, self.supervisor, self.plan.config.host, self.plan.config.grpc_port)
-        self._http.join(self._go_on)
-        deployment: Any = HttpReplica
-        self._served = True
-        serve.run(deployment.bind(order, self.supervisor), name=self.app, route_prefix="/")
-        self.grpc_port = self._get(port)
+        with self._waiting("Ray Serve with its HTTP proxy"):
+            self._serve.join(self._go_on)
+        with self._waiting("the HTTP application on Ray Serve"):
+            self._http.run(order, self.supervisor)
+        with self._waiting("the gRPC door"):
+            self.grpc_port = self._get(port)
         self.supervisor.add_door.remote(self.door, order, self.grpc_port)
-        self._await_http()
+        with self._waiting("the first answer on HTTP"):
+            self._http.await_answer(self._go_on)
         self.supervisor.note.remote("door", f"HTTP listens on {self.plan.config.host}:{self.http_port}")
 
     def start_ranks(self, view: LoadingView) -> None:
-        """Bring the ranks up without a front door, for simulations."""
-        self._wait(self._start_supervisor(), view)
+        """Bring the ranks up without a front door, for what measures them."""
+        loaded = self._start_supervisor()
+        with self._waiting("the ranks"):
+            self._wait(loaded, view)
 
     def _start_supervisor(self) -> Any:
         self._go_on()
-        self._start_ray()
+        self._session.start()
         self._go_on()
         self.supervisor = ray.remote(Supervisor).options(**self._options("supervisor", 256)).remote(
-            self.plan, self.namespace, _log_dir()
+            self.plan, self.namespace, self._session.log_folder
         )  # fmt: skip
         return self.supervisor.start.remote()
+
+    @contextmanager
+    def _waiting(self, what: str) -> Iterator[None]:
+        """Ray's and Serve's words for what did not come up are many lines long; the log has them."""
+        try:
+            yield
+        except (RayError, RuntimeError, TimeoutError) as error:
+            logging.getLogger(__name__).info("%s: %s", what, error)
+            raise StartFailed(f"waited for {what}: {_kind(error)}; logs are in {self._session.log_folder}") from error
 
     def watch(self, asked: threading.Event, tell: Callable[[str], None]) -> None:
         """Pass on what happens to the cluster until `asked`. Raises RuntimeError once nobody leads the ranks any more."""
@@ -111,7 +125,8 @@ class RayCluster:
             try:
                 version, state, reason = ray.get(news)
             except RayActorError:
-                raise RuntimeError(f"the supervisor died; logs are in {_log_dir()}") from None
+                raise RuntimeError(f"the supervisor died; logs are in {self._session.log_folder}") from None
+            self._trouble = self._trouble or state == "degraded"
             line = f"{state}: {reason}" if reason else f"{state} again"
             if line != told and (reason or told) and state != "stopping":
                 tell(line)
@@ -127,59 +142,26 @@ class RayCluster:
                 found.append(ProcessDump("supervisor", 0, f"does not answer: {type(error).__name__}"))
         return page(found, self.namespace)
 
-    def stop(self) -> None:
-        """Drain the doors, end the ranks, then Ray if it is ours."""
-        if self._http is not None:  # Ray must not go while a thread is inside it
-            self._http.wait(_SERVE_START)
+    def stop(self, clean: bool = True) -> None:
+        """Drain the doors, end the ranks, then Ray if it is ours. clean: nobody needs its logs any more."""
+        if self._serve is not None:  # Ray must not go while a thread is inside it
+            self._serve.wait(_SERVE_START)
         grace = self.plan.config.grace_period if self.grpc_port else 0.0
         if self.supervisor is not None:
-            _quietly(lambda: ray.get(self.supervisor.stop.remote(grace), timeout=grace + 8))
+            _quietly(lambda: ray.get(self.supervisor.stop.remote(grace), timeout=grace + _STOP))
         if self.door is not None:
             _quietly(lambda: ray.get(self.door.stop.remote(1.0), timeout=5))
-        if not ray.is_initialized():
-            return
-        if self._served:
-            _quietly(lambda: serve.delete(self.app, _blocking=not self.private))
-        for actor in (self.door, self.supervisor):
-            if actor is not None:
-                _quietly(lambda actor=actor: ray.kill(actor))
-        if self.joined:
-            ray.shutdown()
+        if ray.is_initialized():
+            _quietly(lambda: self._http.stop(wait=not self._session.private))
+            if not self._session.private:
+                self._end_actors()
+        self._session.end(clean and not self._trouble)
 
-    def _start_ray(self) -> None:
-        for name in ("ray", "ray.serve"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        if ray.is_initialized():  # by whoever embeds this; its Ray outlives us
-            self.private = False
-            return
-        common: dict[str, Any] = {
-            "namespace": self.namespace, "log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True,
-        }  # fmt: skip
-        if not self.private:
-            address = self.plan.config.ray_address or os.environ["RAY_ADDRESS"]
-            try:
-                ray.init(address=address, **common)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise UserError(f"no Ray at {address} ({error})", "a running Ray", "--ray-address") from None
-            self.joined = True
-            return
-        _keep_to_loopback()
-        # Ranks of one machine share its cores by turns: one that spins at its barriers takes them from the others
-        # (1 + 2 ranks on 2 cores: 54 tokens/s with libgomp's default, 85 with this).
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        # Serve's default finds a dead HTTP proxy after 30 s; three misses of this mean 6.
-        os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
-        ray.init(
-            address="local", num_cpus=2, include_dashboard=False, object_store_memory=_OBJECT_STORE, **common
-        )  # fmt: skip
-        self.joined = True
-
-    def _start_serve(self) -> None:
-        config = self.plan.config
-        logs = {"log_level": "WARNING", "enable_access_log": False}
-        serve.start(
-            http_options={"host": config.host, "port": config.http_port, "location": "HeadOnly"}, logging_config=logs
-        )
+    def _end_actors(self) -> None:
+        """Ranks are detached, so that they outlive a supervisor that failed; here nothing of ours may stay."""
+        for found in ray.util.list_named_actors(all_namespaces=True):
+            if found["namespace"] == self.namespace:
+                _quietly(lambda name=found["name"]: ray.kill(ray.get_actor(name, self.namespace)))
 
     def _options(self, name: str, concurrency: int) -> dict[str, Any]:
         return {"name": name, "namespace": self.namespace, "num_cpus": 0, "max_concurrency": concurrency}
@@ -201,43 +183,17 @@ class RayCluster:
             self._go_on()
         return _get(reference)
 
-    def _await_http(self) -> None:
-        """The first call makes the replica connect."""
-        url = f"http://{joined(self.plan.config.host, self.http_port)}/health"
-        until = time.monotonic() + 30
-        while True:
-            self._go_on()
-            try:
-                with urllib.request.urlopen(url, timeout=5) as answer:
-                    if answer.status == 200:
-                        return
-            except (urllib.error.URLError, OSError):
-                if time.monotonic() > until:
-                    raise
-            time.sleep(0.05)
-
 
 def run(plan: ServePlan, signals: Signals) -> None:
     """Serve until a signal asks to end."""
     signals.ask_first()
-    cluster = RayCluster(plan, signals.go_on)
-    signals.dump_by(cluster.dump)
-    try:
-        with LoadingView(plan.seats) as view, contextlib.suppress(Stopped):
+    with RayCluster(plan, signals.go_on) as cluster, contextlib.suppress(Stopped):
+        signals.dump_by(cluster.dump)
+        with LoadingView(plan.seats) as view:
             cluster.start(view)
-            signals.go_on()
-            ready(ready_line(plan, cluster.grpc_port, cluster.http_port))
-            cluster.watch(signals.asked, lambda line: say(f"tokenyard: {line}"))
-    finally:
-        cluster.stop()
-
-
-def _keep_to_loopback() -> None:
-    """A private Ray must not listen beyond this machine. Ray has a switch for that, named after other systems:
-    without clusters its node is 127.0.0.1, and GCS and raylet bind there; any other address makes them bind all.
-    """
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for the processes that Ray starts
-    ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read the variable already
+        signals.go_on()
+        ready(ready_line(plan, cluster.grpc_port, cluster.http_port))
+        cluster.watch(signals.asked, lambda line: say(f"tokenyard: {line}"))
 
 
 class _Background:
@@ -266,11 +222,6 @@ class _Background:
             raise self._error
 
 
-def _log_dir() -> str:
-    """Where this Ray session's processes log."""
-    return os.path.join(ray._private.worker._global_node.get_session_dir_path(), "logs")
-
-
 def _get(reference: Any) -> Any:
     """A Ray result; a UserError of the other process comes out as itself."""
     try:
@@ -288,3 +239,11 @@ def _quietly(work: Any) -> None:
     except Exception as error:  # the rest must still be ended
         told = str(error).partition("\n")[0] or type(error).__name__
         logging.getLogger(__name__).warning("while stopping: %s", told)
+
+
+def _kind(error: BaseException) -> str:
+    """What kind of error it is, as people read it."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, RayActorError):
+        return "its process died"
+    return (str(cause).strip().splitlines() or [""])[-1] or type(cause).__name__

@@ -11,12 +11,12 @@ from ray.exceptions import RayActorError
 from cluster.leases import Leases
 from cluster.lifecycle import Lifecycle
 from cluster.ranks import RankHandle
-from cluster.reports import ANSWER
 from experts.background import watch_task
 from experts.lease import RENEW
 
 log = logging.getLogger(__name__)
 HANGS = 30.0  # s without an answer after which a rank that serves counts as hung
+_VERDICT = 10.0  # s for a rank of a broken group to answer before it counts as hung and is ended
 _CULPRIT_WAIT = 0.5  # s that a broken group waits for news of a death, to name it
 
 
@@ -84,7 +84,7 @@ class RankWatch:
     async def _answers(self, handle: RankHandle) -> bool:
         """Whether a rank's process still reacts; a dead one is its watcher's business."""
         try:
-            await asyncio.wait_for(handle.actor.keep.remote(), ANSWER)
+            await asyncio.wait_for(handle.actor.keep.remote(), _VERDICT)
         except TimeoutError:
             return False
         except Exception as error:

@@ -8,14 +8,15 @@ from cluster.status import RankView
 from experts.rank import RankReport
 from router_svc.engine.step_loop import EngineStats
 
-ANSWER = 2.0  # s for a process's event loop to answer
+ANSWER = 2.0  # s for a process's event loop to answer: status and metrics do without those that take longer
+NEEDED = 60.0  # s, where nothing goes on without the answer
 
 Report = tuple[RankReport, EngineStats | None]
 
 
-async def report_of(handle: RankHandle) -> Report:
+async def report_of(handle: RankHandle, seconds: float = ANSWER) -> Report:
     """A rank's running totals, of its engine too where it has one. Raises TimeoutError and what Ray raises."""
-    got = await asyncio.wait_for(handle.actor.report.remote(), ANSWER)
+    got = await asyncio.wait_for(handle.actor.report.remote(), seconds)
     return got if isinstance(got, tuple) else (got, None)
 
 

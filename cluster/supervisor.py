@@ -30,13 +30,13 @@ from cluster.rank_watch import RankWatch, end_of
 from cluster.ranks import RankHandle, RayPort, policy_of, start_rank
 from cluster.rebalance import Balancer, BalancerSettings, Counted
 from cluster.recorder import LoadRecorder
-from cluster.reports import ANSWER, RankReports, report_of
+from cluster.reports import ANSWER, NEEDED, RankReports, report_of
 from cluster.status import BalancerView, StatusBook
 from experts.background import join_task, watch_task
 from experts.dump import ProcessDump
 from experts.errors import UserError
 from experts.exchange.group import open_store
-from experts.membership import EpochRecord, Member, Membership
+from experts.membership import HERE, EpochRecord, Member, Membership
 from experts.placement import Placement
 from experts.slots import slot_bytes
 from router_svc.ingress import IngressOrder
@@ -73,9 +73,7 @@ class Supervisor:
     async def start(self) -> None:
         """Start all ranks, load them at once, and build the first epoch."""
         loop = asyncio.get_running_loop()
-        self._store = open_store(
-            "127.0.0.1", ended=lambda what: loop.call_soon_threadsafe(self._happened, "store", what)
-        )
+        self._store = open_store(HERE, ended=lambda what: loop.call_soon_threadsafe(self._happened, "store", what))
         self._ranks = [start_rank(self._plan, seat, self._secret, self._namespace) for seat in self._plan.seats]
         for handle in self._ranks:
             self._watch.keep(handle)
@@ -250,7 +248,7 @@ class Supervisor:
         began = time.monotonic()
         handle.link_port = await handle.actor.load.remote() or 0
         seconds = time.monotonic() - began
-        report, _ = await report_of(handle)
+        report, _ = await report_of(handle, NEEDED)
         handle.seat = replace(handle.seat, pid=report.pid)
         read, _ = await handle.actor.progress.remote()
         self._happened("loaded", f"{handle.title}: {read / 1e6:.1f} MB in {seconds:.1f} s")
@@ -258,7 +256,7 @@ class Supervisor:
     def _record(self, members: Sequence[RankHandle], planned: bool) -> EpochRecord:
         seats = tuple(handle.seat for handle in members)
         membership = Membership(self._life.next_epoch(), seats, self._placement.version)
-        return EpochRecord(membership, "127.0.0.1", self._store.port, GROUP_TIMEOUT, planned)
+        return EpochRecord(membership, HERE, self._store.port, GROUP_TIMEOUT, planned)
 
     async def _next_epoch(self, members: Sequence[RankHandle], joining: Sequence[RankHandle]) -> None:
         """From the running epoch to the next one, without a pause. Raises ChangeFailed."""
@@ -269,7 +267,7 @@ class Supervisor:
         await self._serving().meet(record.membership.epoch, await self._ports())
 
     async def _ports(self) -> list[RayPort]:
-        reports = await asyncio.gather(*(report_of(handle) for handle in self._ranks))
+        reports = await asyncio.gather(*(report_of(handle, NEEDED) for handle in self._ranks))
         return [RayPort(h, report.weights_port) for h, (report, _) in zip(self._ranks, reports, strict=True)]
 
     async def _enter_epoch(self) -> None:

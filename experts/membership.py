@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["attention", "expert", "both"]
+HERE = "127.0.0.1"  # the address of every rank and of the supervisor, which share one machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +14,7 @@ class Member:
     rank: int
     role: Role
     incarnation: int = 0
-    node_ip: str = "127.0.0.1"
+    node_ip: str = HERE
     pid: int = 0
 
     @property

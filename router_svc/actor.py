@@ -22,7 +22,7 @@ from router_svc.models.spec import ModelSpec
 from router_svc.request import Code, EngineRequest, Event, FailedEvent, Message
 
 log = logging.getLogger(__name__)
-_PATIENCE = 5.0  # s; longer than the supervisor takes to find out who hangs
+_PATIENCE = 15.0  # s; longer than the supervisor takes to find out who hangs
 
 
 @dataclass(frozen=True, slots=True)

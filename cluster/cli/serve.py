@@ -8,7 +8,9 @@ import typer
 from cluster.cli.lazy import load
 from cluster.cli.options import Model, model_folder, serve_flags
 from cluster.config import merge, read_yaml
+from cluster.folders import check_current_folder
 from cluster.limits import check_processes, raise_file_limit
+from cluster.ray_address import announce
 from cluster.signals import taken
 
 
@@ -24,6 +26,9 @@ def serve(
     """Start a cluster and serve until Ctrl-C."""
     values = read_yaml(config) if config is not None else {}
     options = merge(flags, values)
+    check_current_folder()
+    if not options.one_process:
+        announce(options.ray_address)
     raise_file_limit()
     check_processes(options)
     folder = model_folder(values.get("model") if model is None else model)

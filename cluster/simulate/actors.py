@@ -47,13 +47,10 @@ def run_actors(
         raise UserError(f"{settings.top_k} of {experts} experts", "at most one pick per expert", "--top-k")
     with tempfile.TemporaryDirectory(prefix="tokenyard-") as folder:
         write_experts(Path(folder), layers, experts, settings.top_k)
-        cluster = RayCluster(_plan(Path(folder), loads, policy, settings))
-        try:
+        with RayCluster(_plan(Path(folder), loads, policy, settings)) as cluster:
             with LoadingView(cluster.plan.seats) as view:
                 cluster.start_ranks(view)
             seen = _drive(cluster, settings, _overhead(cluster, loads, settings), tick)
-        finally:
-            cluster.stop()
     return summary(loads, policy, settings, seen, slot_bytes(cluster.plan.spec.experts, torch.float32))
 
 

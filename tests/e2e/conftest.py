@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray import serve
 
 from cluster.config import ServeConfig
 from cluster.launch import RayCluster
@@ -20,12 +21,14 @@ Starter = Callable[..., AbstractContextManager[RayCluster]]
 
 @pytest.fixture(scope="session")
 def http_port() -> Iterator[int]:
-    """Starts Ray; the port is fixed with the first cluster, since Serve has one proxy."""
+    """Starts Ray and Serve, which clusters find there: Serve has one proxy, on this port."""
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False,
         logging_level=logging.ERROR, namespace="tests",
     )  # fmt: skip
-    yield free_port()
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
+    yield port
     ray.shutdown()
 
 

@@ -1,0 +1,167 @@
+"""Every reach of `cluster` into Ray's private parts, as they are in Ray 2.60; tests/cluster/test_ray_private.py guards them.
+
+Each has no public way in that version; the docstrings say what it is for.
+"""
+
+import json
+import random
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import ray
+from ray._common.usage import usage_constants
+from ray._private import parameter, ray_constants, services
+from ray._private.authentication import authentication_utils
+from ray._private.authentication.authentication_token_setup import Config
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.utils import compute_version_info, read_ray_address
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+from ray.job_config import JobConfig
+from ray.serve._private import api as serve_api
+from ray.serve._private import client as serve_client
+from ray.serve.context import _get_global_client
+
+_AGENT_PORTS = range(20000, 30000)  # below what systems give out by themselves, above Ray's workers'
+
+
+class WantsToken(Exception):
+    """A Ray refused a call without its token, or with another."""
+
+
+def keep_to_loopback() -> None:
+    """A private Ray must not listen beyond this machine. Ray has a switch for that, named after other systems:
+    without clusters its node is 127.0.0.1, and GCS and raylet bind there; any other address makes them bind all.
+    This process has read the variable already.
+    """
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def forget_token() -> None:
+    """Have the token and Ray's settings read anew from the environment; both are kept from their first use on."""
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")
+
+
+def token_is_there() -> bool:
+    """Whether RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token holds one."""
+    return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+
+
+def shows_token() -> bool:
+    """Whether this process's calls to Ray carry a token."""
+    return bool(authentication_utils.is_token_auth_enabled())
+
+
+def named_address() -> str | None:
+    """The address that the last `ray start` on this machine left for `auto`."""
+    return read_ray_address() or None
+
+
+def our_path() -> JobConfig:
+    """Have workers import what this process imports, in the same order. By itself Ray puts this process's current folder
+    before everything else there, whatever lies in it; workers insert each entry at the front, so the last comes first.
+    """
+    return JobConfig(_py_driver_sys_path=_Sealed(reversed(sys.path)))
+
+
+class _Sealed(list[str]):
+    """Takes no more entries from `connect`."""
+
+    def extend(self, more: Any) -> None:
+        return
+
+
+@contextmanager
+def our_way_of_starting() -> Iterator[None]:
+    """Inside, `ray.init` starts a Ray whose agents' ports are chosen here, as the raylet waits no longer than 15 s to hear
+    which ones they chose themselves; and it does not start workers through `uv run`, with the folder uploaded."""
+    params, start, uv = parameter.RayParams, services.start_ray_process, ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
+    listen, metrics, runtime, export = (_agent_port() for _ in range(4))
+
+    def start_with_port(command: list[str], process_type: str, *arguments: Any, **options: Any) -> Any:
+        """The raylet has a flag for this port too, which Ray does not set."""
+        if process_type == ray_constants.PROCESS_TYPE_RAYLET:
+            command = [*command, f"--dashboard_agent_listen_port={listen}"]
+        return start(command, process_type, *arguments, **options)
+
+    def with_ports(*arguments: Any, **options: Any) -> Any:
+        return params(
+            *arguments, **options | {"metrics_export_port": export},
+            dashboard_agent_listen_port=listen, metrics_agent_port=metrics, runtime_env_agent_port=runtime,
+        )  # fmt: skip
+
+    parameter.RayParams, services.start_ray_process = with_ports, start_with_port
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+    try:
+        yield
+    finally:
+        parameter.RayParams, services.start_ray_process = params, start
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = uv
+
+
+def _agent_port() -> int:
+    while True:
+        port = random.choice(_AGENT_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def versions(address: str, seconds: float) -> tuple[str, str]:
+    """(Ray's, Python's) of the Ray at `address`, asked without Ray's own client, which waits for minutes.
+
+    Raises WantsToken, and OSError when nothing that is a Ray answers within `seconds`.
+    """
+    channel = init_grpc_channel(address, [("grpc.enable_http_proxy", 0)])
+    try:
+        request = gcs_service_pb2.InternalKVGetRequest(
+            key=usage_constants.CLUSTER_METADATA_KEY, namespace=ray_constants.KV_NAMESPACE_CLUSTER
+        )
+        reply = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).InternalKVGet(request, timeout=seconds)
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            raise WantsToken(error.details()) from None
+        raise OSError(f"{error.code().name.lower().replace('_', ' ')} after at most {seconds:.0f} s") from None
+    finally:
+        channel.close()
+    try:
+        told = json.loads(reply.value)
+        return str(told["ray_version"]), str(told["python_version"])
+    except (ValueError, KeyError):
+        raise OSError("it says nothing of its version") from None
+
+
+def own_versions() -> tuple[str, str]:
+    """(Ray's, Python's) of this process."""
+    found: tuple[str, str] = compute_version_info()
+    return found
+
+
+def log_folder() -> str:
+    """Where the processes of the Ray that this process uses log."""
+    return f"{ray._private.worker._global_node.get_session_dir_path()}/logs"
+
+
+def serve_http_place() -> tuple[str, int] | None:
+    """(host, port) of the HTTP of the Serve that runs on this Ray; None without one."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else (client.http_config.host, client.http_config.port)
+
+
+@contextmanager
+def patient_serve(seconds: float) -> Iterator[None]:
+    """Inside, starting Serve and an application on it waits so long for proxies; by itself 60 s."""
+    before = serve_api.HTTP_PROXY_TIMEOUT
+    serve_api.HTTP_PROXY_TIMEOUT = serve_client.HTTP_PROXY_TIMEOUT = seconds
+    try:
+        yield
+    finally:
+        serve_api.HTTP_PROXY_TIMEOUT = serve_client.HTTP_PROXY_TIMEOUT = before
