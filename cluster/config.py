@@ -46,11 +46,13 @@ class ServeConfig:
     served_model_name: str | None = option(None, "The model's name in answers. Default: the folder's.")
     placement: Path | None = option(None, "Expert placement (.npz) to start with.")
     enable_eplb: bool | None = option(
-        None, "Live balancing: experts move to where the load is. Default: on when there are redundant slots."
+        None, "Live balancing: experts move to where the load is. Default: on with two or more ranks that hold experts."
     )
     eplb_policy: str = option("tokenyard", "What decides placements: a name, or module:Class.")
+    eplb_policy_timeout: int = option(30, "Seconds that a policy module:Class may take to answer.", 1, 86400)
     eplb_interval: int = option(20, "Samples of the load between two plans.", 1, 1 << 20)
     record_loads: Path | None = option(None, "Write the experts' loads, step by step, to this file (.npz) at the end.")
+    record_interval: int = option(300, "Seconds between parts of --record-loads, which a crash leaves.", 1, 86400)
     reasoning_parser: str = option("auto", "How reasoning is told from content.", choices=PARSERS)
     grace_period: float = option(5.0, "Seconds that running requests have to end after SIGTERM or Ctrl-C.", 0, 86400)
     host: str = option("127.0.0.1", "Address to listen on.")

@@ -6,15 +6,15 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from cluster.balance.loads import LoadCollector
+from cluster.balancing import recording_of
 from cluster.events import EventLog
 from cluster.http_server import HttpServer
 from cluster.metrics import rank_metrics
 from cluster.plan import ServePlan
-from cluster.recorder import LoadRecorder
+from cluster.recorder import Recording, RecordingEnd
 from cluster.status import RankView, StatusBook
 from experts.address import joined
 from experts.background import only_log, watch_task, watch_thread
@@ -151,7 +151,8 @@ class LocalServer:
         self.events = EventLog()
         self._stopping = False
         self._http: HttpServer | None = None
-        self._recording: asyncio.Task[None] | None = None
+        self._recording: Recording | None = None
+        self.recorded = RecordingEnd()  # how the recording ended
 
     async def start(self, progress: Progress | None = None) -> None:
         """Load and listen; ready when it returns."""
@@ -163,9 +164,10 @@ class LocalServer:
         self.rank = await asyncio.to_thread(self._load, engines.deliver, progress)
         self._note("balancing", "off: one rank holds all experts")
         self.engines = engines
-        if plan.config.record_loads is not None:
-            recording = self._record(plan.config.record_loads)
-            self._recording = watch_task("recording", recording, partial(self._note, "recording"))
+        self._recording = recording_of(plan, self._note)
+        if self._recording is not None:
+            self._collector = LoadCollector(self.rank.exchange.epoch, plan.placement, [0], [0])
+            self._taking = watch_task("loads", self._record(self._recording), partial(self._note, "recording"))
         self.service = Service(text, engines, plan.limits, plan.info, IngressMetrics())
         admin = LocalAdmin(plan, self.rank, engines, self.events)
         self.grpc = GrpcServer(self.service, admin, plan.config.host, plan.config.grpc_port)
@@ -216,22 +218,17 @@ class LocalServer:
         if self.grpc is not None:
             watch_task("health", self.grpc.show_state("degraded"), only_log, returns=True)
 
-    async def _record(self, path: Path) -> None:
-        """Keep the loads of every step until the server stops, then write them."""
+    async def _record(self, recording: Recording) -> None:
+        """Keep the loads of every step until the server stops."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            self._take_steps(recording)
+
+    def _take_steps(self, recording: Recording) -> None:
         assert self.rank is not None, "there is a rank before there are steps"
-        recorder = LoadRecorder(path, self.plan.name, self.plan.spec.experts.top_k)
-        collector = LoadCollector(self.rank.exchange.epoch, self.plan.placement, [0], [0])
-        try:
-            while True:
-                await asyncio.sleep(_LOOK)
-                collector.add(0, self.rank.experts.loads.drain())
-                for row in collector.take():
-                    recorder.add(row)
-        finally:
-            collector.add(0, self.rank.experts.loads.drain())
-            for row in collector.take():
-                recorder.add(row)
-            recorder.save()
+        self._collector.add(0, self.rank.experts.loads.drain())
+        for row in self._collector.take():
+            recording.add(row)
 
     def dump(self) -> str:
         """A page that says what this process is doing, from any thread; also while it loads."""
@@ -251,5 +248,6 @@ class LocalServer:
             await self._http.stop()
         await asyncio.to_thread(self.rank.stop)
         if self._recording is not None:
-            self._recording.cancel()
-            await asyncio.gather(self._recording, return_exceptions=True)
+            self._taking.cancel()
+            self._take_steps(self._recording)
+            self.recorded = await self._recording.end()

@@ -13,12 +13,14 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from cluster.balance.trace import parts_of
 from cluster.http_door import HttpDoor
 from cluster.loading import LoadingView
 from cluster.notes import ready, say
 from cluster.plan import ServePlan
 from cluster.ray_session import RaySession, StartFailed
-from cluster.run_local import ready_line
+from cluster.recorder import RecordingEnd
+from cluster.run_local import ready_line, say_recorded
 from cluster.signals import Signals, Stopped
 from cluster.supervisor import Supervisor
 from experts.address import free_port
@@ -31,6 +33,7 @@ from router_svc.ingress import IngressOrder
 _SERVE_START = 60.0  # s that Serve may take to start before it is stopped halfway
 _DUMP = 6.0  # s for the supervisor, which gives ranks less, to answer
 _STOP = 30.0  # s for the ranks to end together
+_SAVE = 120.0  # s for a long recording to be written at the end; a second signal does not wait for it
 
 
 class RayCluster:
@@ -49,6 +52,7 @@ class RayCluster:
         self.grpc_port = 0
         self._http = HttpDoor(self.namespace, plan.config.host, http_port)
         self._serve: _Background | None = None
+        self.recorded = RecordingEnd()  # how the recording ended, known after `stop`
 
     def __enter__(self) -> "RayCluster":
         return self
@@ -148,7 +152,7 @@ class RayCluster:
             self._serve.wait(_SERVE_START)
         grace = self.plan.config.grace_period if self.grpc_port else 0.0
         if self.supervisor is not None:
-            _quietly(lambda: ray.get(self.supervisor.stop.remote(grace), timeout=grace + _STOP))
+            _quietly(lambda: self._stop_supervisor(grace))
         if self.door is not None:
             _quietly(lambda: ray.get(self.door.stop.remote(1.0), timeout=5))
         if ray.is_initialized():
@@ -156,6 +160,14 @@ class RayCluster:
             if not self._session.private:
                 self._end_actors()
         self._session.end(clean and not self._trouble)
+
+    def _stop_supervisor(self, grace: float) -> None:
+        path, seconds = self.plan.config.record_loads, grace + _STOP
+        if path is not None:
+            seconds += _SAVE
+            unheard = f"{path}: not heard of its end; what there is of it is in {parts_of(path)}"
+            self.recorded = RecordingEnd(unheard, lost=True)
+        self.recorded = ray.get(self.supervisor.stop.remote(grace), timeout=seconds)
 
     def _end_actors(self) -> None:
         """Ranks are detached, so that they outlive a supervisor that failed; here nothing of ours may stay."""
@@ -194,6 +206,7 @@ def run(plan: ServePlan, signals: Signals) -> None:
         signals.go_on()
         ready(ready_line(plan, cluster.grpc_port, cluster.http_port))
         cluster.watch(signals.asked, lambda line: say(f"tokenyard: {line}"))
+    say_recorded(cluster.recorded)
 
 
 class _Background:

@@ -1,13 +1,12 @@
 """ServePlan: a checked start. Everything that can be known to fail is found here, before any process or weight."""
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from cluster.balance.kernel import check_available
-from cluster.balance.policies.registry import load_policy
+from cluster.balance.policies.registry import load_policy, user_folder
 from cluster.config import ServeConfig
 from cluster.limits import PROCESS_BYTES, check_fits
 from cluster.recorder import check_writable
@@ -27,16 +26,23 @@ from router_svc.models.registry import load_spec
 from router_svc.models.spec import ModelSpec, attention_bytes, expert_bytes, kv_bytes_per_token
 from router_svc.models.weights import WeightLoader
 
-log = logging.getLogger(__name__)
 BLOCK_SIZE = 16  # tokens
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _KV_SHARE = 0.1  # of free memory, where nothing is said
 
 
 @dataclass(frozen=True, slots=True)
+class Balancing:
+    """Whether experts are moved live; reason: why not."""
+
+    enabled: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ServePlan:
     """What a rank or an ingress needs to know to start; picklable. synthetic: of a simulation, made traffic instead of
-    a model."""
+    a model; user_folder: the current one of whoever typed `serve`, where a policy of the user's own is looked for."""
 
     folder: Path
     spec: ModelSpec
@@ -48,6 +54,8 @@ class ServePlan:
     placement: Placement
     seats: tuple[Member, ...]
     synthetic: Synthetic | None = None
+    balancing: Balancing = Balancing(False)
+    user_folder: str = ""
 
     @property
     def limits(self) -> ServiceLimits:
@@ -102,15 +110,30 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True, check
             "--kv-cache-memory-bytes",
         )
     if config.record_loads is not None:
-        check_writable(config.record_loads)
-    balances(config, placement)
+        loads = config.record_loads.absolute()  # the supervisor may run in another folder
+        check_writable(loads)
+        config = replace(config, record_loads=loads)
+    balancing = balancing_of(config)
     if device == "cpu":
         _check_memory(config, spec, dtype, kv_bytes, placement)
     if check_ports:
         for port, flag in ((config.grpc_port, "--grpc-port"), (config.http_port, "--http-port")):
             check_port(config.host, port, flag)
     name = config.served_model_name or folder.resolve().name
-    return ServePlan(folder.resolve(), spec, config, name, dtype, device, engine, placement, _seats(config))
+    return ServePlan(
+        folder.resolve(),
+        spec,
+        config,
+        name,
+        dtype,
+        device,
+        engine,
+        placement,
+        _seats(config),
+        None,
+        balancing,
+        user_folder(),
+    )
 
 
 def _check_tensors(spec: ModelSpec, reader: CheckpointReader) -> None:
@@ -119,22 +142,24 @@ def _check_tensors(spec: ModelSpec, reader: CheckpointReader) -> None:
     check_experts(spec.experts, reader)
 
 
-def balances(config: ServeConfig, placement: Placement) -> bool:
-    """Whether experts are moved live. Raises UserError when that was asked for and can't be."""
-    if config.enable_eplb is False or config.expert_seats < 2:
-        return False
-    spare = placement.slot_expert.shape[1] > placement.experts
-    if config.enable_eplb is None and not spare:
-        return False
+def balancing_of(config: ServeConfig) -> Balancing:
+    """Whether experts are moved live. Raises UserError when that was asked for and can't be, or for a wrong policy."""
+    if config.expert_seats < 2:
+        return Balancing(False, "one rank with experts")
+    found = Balancing(True)
     try:
         check_available()
-        load_policy(config.eplb_policy, "--eplb-policy")
-    except UserError:
-        if config.enable_eplb or config.eplb_policy != "tokenyard":
+    except UserError as error:
+        if config.enable_eplb:
             raise
-        log.warning("no live balancing: the planner needs a C compiler, and none was found")
-        return False
-    return True
+        found = Balancing(False, f"the planner needs a C compiler ({error.found})")
+    policy = load_policy(config.eplb_policy, "--eplb-policy", user_folder(), config.eplb_policy_timeout)
+    policy.close()
+    if policy.clairvoyant:
+        raise UserError(f"policy {policy.name!r}, which looks into the future", "one that does not", "--eplb-policy")
+    if config.enable_eplb is False:
+        return Balancing(False, "--no-enable-eplb")
+    return found
 
 
 def _seats(config: ServeConfig) -> tuple[Member, ...]:

@@ -93,6 +93,10 @@ class RayPort:
         self.host, self.weights_port = handle.seat.node_ip, weights_port
         self._actor = handle.actor
 
+    async def stepped(self) -> None:
+        """Wait until there are loads that nobody asked for."""
+        await self._actor.stepped.remote()
+
     async def steps(self) -> list[StepLoads]:
         """Loads of the steps since the last call."""
         return list(await self._actor.steps.remote())

@@ -18,21 +18,22 @@ from cluster.balance.cost import CostModel
 from cluster.balance.forecast import forecast, rows_of
 from cluster.balance.loads import History, LoadCollector, StepRow, excess_of
 from cluster.balance.planner import fetches, repaired
-from cluster.balance.policies.base import Policy, Situation
-from cluster.balance.policies.registry import PolicyFailed, ask
+from cluster.balance.policies.base import Policy, PolicyFailed, Situation
+from cluster.balance.policies.registry import ask
 from cluster.balance.score import predicted_excess
 from cluster.balance.shape import ClusterShape
 from cluster.balance.speeds import RankSpeeds
 from cluster.events import EventLog
 from cluster.mover import MoveLimits, Mover, RankPort, Stuck
-from cluster.recorder import LoadRecorder
+from cluster.recorder import Recording
 from cluster.status import BalancerView
 from experts.errors import UserError
 from experts.exchange.split import SplitPolicy
 from experts.placement import Placement
 
 log = logging.getLogger(__name__)
-_POLL = 0.5  # s between looks at the loads
+_POLL = 0.5  # s between looks at the loads, at least
+_TRIES = 3  # plans for one order to rebalance, when the ranks change while it is planned
 _HISTORY = 240  # rows
 _COUNTED = 20_000  # steps
 _LEAST_ROWS = 4
@@ -40,13 +41,15 @@ _LEAST_ROWS = 4
 
 @dataclass(frozen=True, slots=True)
 class BalancerSettings:
-    """enabled: acts by itself; least_pairs: routed tokens a layer that make a row; interval: rows between plans."""
+    """enabled: acts by itself; least_pairs: routed tokens a layer that make a row; interval: rows between plans; off: why
+    it does not act by itself."""
 
     enabled: bool
     moves: MoveLimits
     least_pairs: int
     interval: int = 20
     horizon: float = 200.0
+    off: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +87,12 @@ class Balancer:
 
     def __init__(
         self, ports: Sequence[RankPort], placement: Placement, policy: Policy, settings: BalancerSettings,
-        events: EventLog, split: SplitPolicy | None = None, recorder: LoadRecorder | None = None,
+        events: EventLog, split: SplitPolicy | None = None, recording: Recording | None = None,
     ) -> None:  # fmt: skip
-        """ports: all members of epoch 1, in its order; split: the policy they began with; recorder: gets every step, too."""
+        """ports: all members of epoch 1, in its order; split: the policy they began with; recording: gets every step, too."""
         self.plans = self.rebalances = 0
         self.rebalance_seconds = 0.0
-        self.state = "ok" if settings.enabled else "off"
-        self.reason = ""
+        self.state, self.reason = ("ok", "") if settings.enabled else ("off", settings.off)
         self.last_text = ""
         self._policy, self._settings, self._events = policy, settings, events
         self._mover = Mover(ports, placement, split or SplitPolicy(), settings.moves, self._note, self._know)
@@ -99,9 +101,10 @@ class Balancer:
         self._collector = self._new_collector(1, ports)
         self._history = History(_HISTORY, settings.least_pairs)
         self.quiet = asyncio.Lock()  # held while something moves: whoever holds it keeps the placement as it is
+        self._asking = asyncio.Lock()  # held while the policy thinks; `quiet` is free meanwhile
         self._planned_at = 0  # rows seen when it planned last
         self._judge_at: tuple[int, Decision, Placement] | None = None  # rows, what was promised, what was before
-        self._recorder = recorder
+        self._recording = recording
         self.counted: deque[Counted] = deque(maxlen=_COUNTED)
 
     @property
@@ -141,18 +144,22 @@ class Balancer:
         )  # fmt: skip
 
     async def run(self) -> None:
-        """Look at the loads for ever, and rebalance when it is time."""
-        while True:
-            await asyncio.sleep(_POLL)
-            try:
-                await self.look()
-                if self._settings.enabled and self._due():
-                    async with self.quiet:
+        """Look at the loads when a rank has counted some, for ever, and rebalance when it is time."""
+        try:
+            while True:
+                try:
+                    if not self._due():
+                        await self._news()
+                    await self.look()
+                    if self._due():
                         await self._consider()
-            except Stuck as stuck:
-                self._degrade(str(stuck))
-            except Exception as error:  # a rank died, or a bug: the cluster goes on with the placement it has
-                self._degrade(f"{type(error).__name__}: {error}")
+                except Stuck as stuck:
+                    self._degrade(str(stuck))
+                except Exception as error:  # a rank died, or a bug: the cluster goes on with the placement it has
+                    self._degrade(f"{type(error).__name__}: {error}")
+                await asyncio.sleep(_POLL)
+        finally:
+            self._policy.close()
 
     async def look(self) -> None:
         """Take in what the ranks counted since the last look."""
@@ -196,60 +203,83 @@ class Balancer:
 
     async def rebalance(self, dry_run: bool) -> Decision:
         """Plan now, and move unless `dry_run`. Raises UserError when there is nothing to plan from."""
-        async with self.quiet:
-            await self.look()
-            if len(self._history) == 0:
-                raise UserError("no loads yet", "some requests first", "rebalance")
-            decision = await self._decide()
-            if not dry_run and decision.moves:
-                await self._carry_out(decision)
-            return decision
+        await self.look()
+        if len(self._history) == 0:
+            raise UserError("no loads yet", "some requests first", "rebalance")
+        for _ in range(_TRIES):
+            decision, asked = await self._decide()
+            if dry_run:
+                return decision
+            async with self.quiet:
+                if await self._still(asked):
+                    if decision.moves:
+                        await self._carry_out(decision)
+                    return decision
+        raise UserError("ranks that came, left or moved experts meanwhile", "a quiet moment", "rebalance")
+
+    async def _news(self) -> None:
+        """Until a step was counted that nobody looked at: the ranks say so, and idle ones are not asked. All ranks take
+        part in every step, so one of them is enough."""
+        first = self._experts[0]
+        try:
+            await first.stepped()
+        except Exception:
+            if first in self._experts:  # else it left, and was ended
+                raise
 
     def _due(self) -> bool:
-        return len(self._history) >= _LEAST_ROWS and self._history.total - self._planned_at >= self._settings.interval
+        return (
+            self._settings.enabled
+            and len(self._history) >= _LEAST_ROWS
+            and self._history.total - self._planned_at >= self._settings.interval
+        )
 
     async def _consider(self) -> None:
         try:
-            decision = await self._decide()
+            decision, asked = await self._decide()
         except PolicyFailed as error:
             self._degrade(str(error))
-            self._planned_at = self._history.total
             return
-        if decision.moves:
-            await self._carry_out(decision)
-        elif self._wanted_split != self.split:
-            await self._mover.carry_out(self.placement, self._wanted_split)
-        elif self.state == "stuck":
-            self.state, self.reason = "ok", ""
+        async with self.quiet:
+            if not await self._still(asked):
+                self._planned_at = self._history.total - self._settings.interval  # due again, for what is now
+            elif decision.moves:
+                await self._carry_out(decision)
+            elif self._wanted_split != self.split:
+                await self._mover.carry_out(self.placement, self._wanted_split)
+            elif self.state == "stuck":
+                self.state, self.reason = "ok", ""
 
-    async def _decide(self) -> Decision:
-        """Ask the policy, beside the event loop."""
+    async def _decide(self) -> tuple[Decision, Situation]:
+        """What the policy wants, and what it was asked about: ranks may come and go while it thinks. Raises PolicyFailed."""
+        async with self._asking:
+            async with self.quiet:
+                await self._mover.settle()
+                situation = self._situation()
+            decision = await asyncio.to_thread(_decided, self._policy, situation)
+        self.last_text = decision.text
+        return decision, situation
+
+    async def _still(self, asked: Situation) -> bool:
+        """Whether a plan made for a situation can be carried out; with `quiet` held. Raises Stuck."""
         await self._mover.settle()
+        return asked.current.version == self.placement.version and asked.shape == self.shape
+
+    def _situation(self) -> Situation:
+        """What is, for the policy."""
         if self._history.total - self._planned_at >= self._settings.interval:
             self._judge_speeds()
         self._planned_at = self._history.total
         self.plans += 1
-        loads, steps = self._history.loads(), sum(row.steps for row in self._history.newest(self._settings.interval))
-        busy = sum(float(row.seconds.max()) for row in self._history.newest(self._settings.interval))
+        newest = self._history.newest(self._settings.interval)
+        busy, steps = sum(float(row.seconds.max()) for row in newest), sum(row.steps for row in newest)
         cost = CostModel(
             max(busy / max(steps, 1), 1e-6),
             self._settings.moves.expert_bytes,
             self._settings.moves.bandwidth,
             self._settings.horizon,
         )
-        situation = Situation(loads, self.placement, self.shape, cost, self._settings.interval)
-
-        def plan() -> Decision:
-            wanted = ask(self._policy, situation)
-            rows = forecast(loads, self._settings.interval)
-            before = predicted_excess(rows, self.placement, self.shape)
-            moves = int(fetches(self.placement, wanted).sum())
-            after = predicted_excess(rows, wanted, self.shape) if moves else before
-            return Decision(wanted, before, after, moves, moves * cost.move_seconds())
-
-        decision = await asyncio.to_thread(plan)
-        self.last_text = decision.text
-        return decision
+        return Situation(self._history.loads(), self.placement, self.shape, cost, self._settings.interval)
 
     async def _carry_out(self, decision: Decision) -> None:
         started = time.monotonic()
@@ -261,7 +291,7 @@ class Balancer:
         except Stuck as stuck:
             self._degrade(str(stuck))
         else:
-            self.state, self.reason = "ok" if self._settings.enabled else "off", ""
+            self.state, self.reason = ("ok", "") if self._settings.enabled else ("off", self._settings.off)
         seconds, moved = time.monotonic() - started, self.experts_moved - before
         self.rebalances += moved > 0
         self.rebalance_seconds += seconds
@@ -281,8 +311,8 @@ class Balancer:
                 self._take(row)
 
     def _take(self, row: StepRow) -> None:
-        if self._recorder is not None:
-            self._recorder.add(row)
+        if self._recording is not None:
+            self._recording.add(row)
         self._history.add(row)
         busiest, mean = row.rank_tokens.max(axis=0).sum(), row.rank_tokens.mean(axis=0).sum()
         self.counted.append(Counted(row.epoch, row.step, int(busiest), float(mean)))
@@ -337,3 +367,13 @@ class Balancer:
 
     def _note(self, kind: str, text: str) -> None:
         self._events.add(time.time(), kind, text)
+
+
+def _decided(policy: Policy, situation: Situation) -> Decision:
+    """Ask the policy, and judge its answer; blocks. Raises PolicyFailed."""
+    wanted = ask(policy, situation)
+    rows = forecast(situation.history, situation.interval)
+    before = predicted_excess(rows, situation.current, situation.shape)
+    moves = int(fetches(situation.current, wanted).sum())
+    after = predicted_excess(rows, wanted, situation.shape) if moves else before
+    return Decision(wanted, before, after, moves, moves * situation.cost.move_seconds())

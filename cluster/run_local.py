@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import sys
 
 from cluster.inprocess import LocalServer
 from cluster.loading import LoadingView
-from cluster.notes import ready
+from cluster.notes import ready, say
 from cluster.plan import ServePlan
+from cluster.recorder import RecordingEnd
 from cluster.signals import Signals
 from experts.address import joined
 from experts.background import join_task
@@ -14,10 +16,10 @@ from experts.background import join_task
 
 def run(plan: ServePlan, signals: Signals) -> None:
     """Load, print where it listens, serve, and end with the streams given a moment."""
-    asyncio.run(_run(plan, signals))
+    say_recorded(asyncio.run(_run(plan, signals)))
 
 
-async def _run(plan: ServePlan, signals: Signals) -> None:
+async def _run(plan: ServePlan, signals: Signals) -> RecordingEnd:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def ask() -> None:
@@ -39,6 +41,15 @@ async def _run(plan: ServePlan, signals: Signals) -> None:
         ready(ready_line(plan, server.grpc.port, server.http_port))
     await waiting
     await server.stop()
+    return server.recorded
+
+
+def say_recorded(recorded: RecordingEnd) -> None:
+    """What is to be said of a recording that ended; exits with 1 where some of it is missing."""
+    if recorded.text:
+        say(f"tokenyard: {recorded.text}")
+    if recorded.lost:
+        sys.exit(1)
 
 
 def ready_line(plan: ServePlan, grpc_port: int, http_port: int) -> str:

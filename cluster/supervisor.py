@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from cluster.balance.policies.registry import load_policy
+from cluster.balancing import balancer_of, recording_of
 from cluster.doors import Doors
 from cluster.drain import requests_end
 from cluster.dumps import cluster_dump
@@ -24,12 +24,11 @@ from cluster.events import EventLog
 from cluster.lifecycle import Lifecycle
 from cluster.members import change_members
 from cluster.metrics import merge_pages, rank_metrics
-from cluster.mover import MoveLimits
-from cluster.plan import ServePlan, balances
+from cluster.plan import ServePlan
 from cluster.rank_watch import RankWatch, end_of
 from cluster.ranks import RankHandle, RayPort, policy_of, start_rank
-from cluster.rebalance import Balancer, BalancerSettings, Counted
-from cluster.recorder import LoadRecorder
+from cluster.rebalance import Balancer, Counted
+from cluster.recorder import Recording, RecordingEnd
 from cluster.reports import ANSWER, NEEDED, RankReports, report_of
 from cluster.status import BalancerView, StatusBook
 from experts.background import join_task, watch_task
@@ -38,7 +37,6 @@ from experts.errors import UserError
 from experts.exchange.group import open_store
 from experts.membership import HERE, EpochRecord, Member, Membership
 from experts.placement import Placement
-from experts.slots import slot_bytes
 from router_svc.ingress import IngressOrder
 from router_svc.link.client import LinkAddress
 
@@ -66,9 +64,7 @@ class Supervisor:
         self._watch = RankWatch(self._life, lambda: self._ranks, log_dir, self._happened, self._end_epoch)
         self._balancer: Balancer | None = None
         self._balancing: asyncio.Task[None] | None = None
-        self._recorder: LoadRecorder | None = None
-        if plan.config.record_loads is not None:
-            self._recorder = LoadRecorder(plan.config.record_loads, plan.name, plan.spec.experts.top_k)
+        self._recording: Recording | None = None
 
     async def start(self) -> None:
         """Start all ranks, load them at once, and build the first epoch."""
@@ -201,12 +197,15 @@ class Supervisor:
             self._balancer_view,
         )
 
-    async def stop(self, grace: float = 0.0) -> None:
-        """Have ingresses see requests out for `grace` seconds, end the step loops together, then the ranks' processes."""
+    async def stop(self, grace: float = 0.0) -> RecordingEnd:
+        """Have ingresses see requests out for `grace` seconds, end the step loops together, then the ranks' processes.
+
+        How the recording ended is returned.
+        """
         self._life.stop()
         await self._tell()
         await requests_end(lambda: self._reports.views(self._ranks, self._life.seat_states), grace)
-        await self._stop_balancing()
+        recorded = await self._stop_balancing()
         attention = [h for h in self._ranks if h.seat.runs_attention and self._life.seat_states[h.seat.rank] == "ready"]
         for handle in attention:
             handle.actor.stop.remote()
@@ -217,6 +216,7 @@ class Supervisor:
         self._watch.stop()
         for handle in (*self._ranks, *self._starting):
             ray.kill(handle.actor)
+        return recorded
 
     def _happened(self, kind: str, text: str) -> None:
         self._events.add(time.time(), kind, text)
@@ -291,34 +291,28 @@ class Supervisor:
 
     async def _start_balancing(self) -> None:
         """Watch the loads from now on, and act on them where that is wanted."""
-        plan = self._plan
-        settings = BalancerSettings(
-            enabled=balances(plan.config, plan.placement),
-            moves=MoveLimits(slot_bytes(plan.spec.experts, plan.dtype)),
-            least_pairs=8 * plan.spec.experts.experts if plan.synthetic is None else 1,
-            interval=plan.config.eplb_interval,
-        )
-        policy = load_policy(plan.config.eplb_policy)
-        self._balancer = Balancer(
-            await self._ports(), plan.placement, policy, settings, self._events, policy_of(plan), self._recorder
+        self._recording = recording_of(self._plan, self._happened)
+        self._balancer = await balancer_of(
+            self._plan, await self._ports(), policy_of(self._plan), self._events, self._recording
         )
         self._balancing = watch_task("balancer", self._balancer.run(), self._unbalanced)
-        acts = f"on, policy {policy.name}" if settings.enabled else "off; loads are counted"
-        self._happened("balancing", acts)
+        view = self._balancer.view
+        self._happened(
+            "balancing",
+            f"off: {view.reason}; loads are counted" if view.state == "off" else f"on, policy {view.policy}",
+        )
 
-    async def _stop_balancing(self) -> None:
+    async def _stop_balancing(self) -> RecordingEnd:
         """No more moves; what was recorded is written."""
-        if self._balancing is None or self._balancer is None:
-            return
-        self._balancing.cancel()
-        self._balancing = None
-        if self._recorder is not None:
-            try:
-                if self._life.state == "stopping":
+        if self._balancing is not None and self._balancer is not None:
+            self._balancing.cancel()
+            self._balancing = None
+            if self._recording is not None and self._life.state == "stopping":
+                try:
                     await asyncio.wait_for(self._balancer.look(), ANSWER)
-            except (TimeoutError, RayActorError) as error:
-                log.warning("the newest steps are not in the trace: %s", error)
-            await asyncio.to_thread(self._recorder.save)
+                except (TimeoutError, RayActorError) as error:
+                    log.warning("the newest steps are not in the trace: %s", error)
+        return RecordingEnd() if self._recording is None else await self._recording.end()
 
     async def _end_epoch(self) -> None:
         """Tell every survivor to leave, with the reason that its requests end with, and the ingresses to refuse."""

@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ class ExpertLoads:
         self._totals = torch.zeros(layers, slots, dtype=torch.int64, device=device)
         self._step = torch.zeros(layers, sources * self._width, dtype=torch.int64, device=device)
         self._ended: deque[_Ended] = deque(maxlen=KEPT_STEPS)
+        self.on_news: Callable[[], object] = lambda: None  # called by the step thread when `has_news` becomes true
 
     def add(self, layer: int, batch: ExpertBatch) -> None:
         """Count the tokens of one layer of the step under way."""
@@ -69,7 +71,15 @@ class ExpertLoads:
         step, self._step = self._step, torch.zeros_like(self._step)
         with self._lock:
             self._totals += step.view(len(step), -1, self._width)[:, :, :-1].sum(dim=1)
+            first = not self._ended
             self._ended.append(_Ended(header, phase, step, seconds))
+        if first:
+            self.on_news()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a step ended since the last `drain`."""
+        return bool(self._ended)
 
     def snapshot(self) -> torch.Tensor:
         """[L, S] int64 totals of ended steps since the start, a copy on the CPU."""

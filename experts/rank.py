@@ -80,6 +80,7 @@ class RankSeat:
         self.exchange: CollectiveExchange | None = None
         self.layers: ExpertLayers | None = None
         self.migration: Migration | None = None
+        self.on_steps: Callable[[], object] = lambda: None  # called by the step thread when `has_steps` becomes true
         self._weights: WeightServer | None = None
         self._lock = threading.Lock()
 
@@ -106,6 +107,7 @@ class RankSeat:
         with self._lock:
             self.exchange = exchange
             self.layers = ExpertLayers(order.spec, exchange, self.slots, order.dtype, order.device, order.pace)
+            self.layers.loads.on_news = self.on_steps
         return self.layers
 
     def prepare(self, record: EpochRecord) -> None:
@@ -135,6 +137,11 @@ class RankSeat:
         """Forget what was fetched and not offered."""
         if self.migration is not None:
             self.migration.drop()
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether `steps` has something."""
+        return self.layers is not None and self.layers.loads.has_news
 
     def steps(self) -> list[StepLoads]:
         """Loads of the steps that ended since the last call, oldest first."""

@@ -28,7 +28,10 @@ class RankActor:
         self._seat = RankSeat(order)
         self._progress = (0, 0)
         self._lease = Lease(lambda: os._exit(1))
-        self._ended: asyncio.Future[str] = asyncio.get_event_loop().create_future()
+        loop = asyncio.get_event_loop()
+        self._ended: asyncio.Future[str] = loop.create_future()
+        self._news = asyncio.Event()
+        self._seat.on_steps = lambda: loop.call_soon_threadsafe(self._tell_steps)
 
     async def progress(self) -> tuple[int, int]:
         """(bytes loaded, bytes in all)."""
@@ -45,6 +48,13 @@ class RankActor:
     async def keep(self) -> None:
         """The supervisor's sign of life."""
         self._lease.renew()
+
+    async def stepped(self) -> None:
+        """Waits until `steps` has something, so that an idle rank need not be asked; a later call ends an earlier one."""
+        self._news.set()
+        self._news = news = asyncio.Event()
+        if not self._seat.has_steps:
+            await news.wait()
 
     async def steps(self) -> list[StepLoads]:
         """Loads of the steps that ended since the last call."""
@@ -84,6 +94,9 @@ class RankActor:
     async def dump(self, name: str) -> ProcessDump:
         """What this process is doing; `name` is shown."""
         return dump_here(name, self._seat.moment())
+
+    def _tell_steps(self) -> None:
+        self._news.set()
 
     def _end(self, reason: str) -> None:
         if not self._ended.done():

@@ -21,18 +21,19 @@ START_SECONDS = 240.0  # for a start on Ray beside other programs
 
 @contextmanager
 def serving(
-    *options: str, command: Sequence[str] = TOKENYARD, **popen: Any
+    *options: str, command: Sequence[str] = TOKENYARD, said: list[str] | None = None, **popen: Any
 ) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """(process, gRPC target, HTTP port) of a `serve` that is ready.
 
-    command: a tokenyard of another environment. popen: of subprocess.Popen, such as cwd and env.
+    command: a tokenyard of another environment. said: gets the lines of its
+    standard error; popen: of subprocess.Popen, such as cwd and env.
     """
     words = [*command, "serve", "--grpc-port", "0", "--http-port", "0", *options]
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **popen
     )
     notes: list[str] = []
-    errors: list[str] = []
+    errors: list[str] = [] if said is None else said
     readers = [
         threading.Thread(target=lambda: notes.extend(process.stdout or []), daemon=True),
         threading.Thread(target=lambda: errors.extend(process.stderr or []), daemon=True),

@@ -1,5 +1,6 @@
 """LoadTrace: tokens routed to each expert, step by step, and its npz file."""
 
+import logging
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from experts.errors import UserError
 
+log = logging.getLogger(__name__)
 IntArray = npt.NDArray[np.int64]
 DECODE, PREFILL, BOTH = 0, 1, 2
 
@@ -36,7 +38,18 @@ class LoadTrace:
 
     @classmethod
     def load(cls, path: Path) -> "LoadTrace":
-        """Read and check such a file. Raises UserError for one that is none."""
+        """Read and check such a file, or the parts of a recording that did not come to its end: their folder, or the name
+        that the file would have. Raises UserError for what is none."""
+        if path.is_dir():
+            return _joined(path)
+        parts = parts_of(path)
+        if parts.is_dir():
+            if path.exists():
+                raise UserError(
+                    f"{path} and {parts}, of two recordings", "one of them: name the folder, or move it away", "loads"
+                )
+            log.warning("%s was never written; its parts are read", path)
+            return _joined(parts)
         where = f"loads file {path}"
         arrays = _read(path, where)
         if "loads" not in arrays:
@@ -64,6 +77,42 @@ class LoadTrace:
             raise UserError(found + (f" ({self.model})" if self.model else ""), f"{layers} x {experts}", where)
 
 
+def parts_of(path: Path) -> Path:
+    """The folder of a recording's parts, NNNN.npz each, until it is written whole: F.parts for F.npz."""
+    return path.with_suffix(".parts") if path.suffix == ".npz" else path.with_name(path.name + ".parts")
+
+
+def with_sources(trace: LoadTrace, sources: int) -> IntArray:
+    """source_loads with so many sources: those that a trace lacks brought no tokens."""
+    if trace.source_loads is None:
+        raise UserError("a part without source_loads", "parts of one recording", "loads")
+    lacking = sources - trace.source_loads.shape[1]
+    return np.pad(trace.source_loads, ((0, 0), (0, lacking), (0, 0), (0, 0)))
+
+
+def _joined(folder: Path) -> LoadTrace:
+    """The trace of all parts in a folder."""
+    files = sorted(folder.glob("*.npz"), key=lambda file: (len(file.name), file.name))
+    where = f"loads folder {folder}"
+    expected = [f"{n:04d}.npz" for n in range(max(len(files), 1))]
+    if [file.name for file in files] != expected:
+        found = ", ".join(file.name for file in files[:3]) + (", …" if len(files) > 3 else "")
+        raise UserError(f"files {found}" if files else "no part", f"{expected[0]} to {expected[-1]}", where)
+    parts = [LoadTrace.load(file) for file in files]
+    first = parts[0]
+    for file, part in zip(files, parts, strict=True):
+        part.check_model(first.loads.shape[1], first.loads.shape[2], f"loads file {file}")
+    sources = None
+    if first.source_loads is not None:
+        most = max(part.source_loads.shape[1] for part in parts if part.source_loads is not None)
+        sources = np.concatenate([with_sources(part, most) for part in parts])
+    phases = [part.phase for part in parts if part.phase is not None]
+    return LoadTrace(
+        np.concatenate([part.loads for part in parts]), sources,
+        np.concatenate(phases) if len(phases) == len(parts) else None, first.model, first.top_k,
+    )  # fmt: skip
+
+
 def _read(path: Path, where: str) -> dict[str, npt.NDArray[Any]]:
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -73,8 +122,6 @@ def _read(path: Path, where: str) -> dict[str, npt.NDArray[Any]]:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UserError("no such file", "an npz file with the key loads", where) from None
-    except IsADirectoryError:
-        raise UserError("a folder", "an npz file with the key loads", where) from None
     except MemoryError:
         raise UserError("arrays larger than this machine's memory", "a trace that fits", where) from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

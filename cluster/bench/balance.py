@@ -6,6 +6,7 @@ Traffic, excess and cases as in docs/balancing.md; every figure is of this run o
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -100,7 +101,8 @@ def contest(case: Case, regime: str, seed: int, one: Contestant) -> Replay:
     """One policy on one trace. Scored from the first replan on, which is free and comes after `interval` steps."""
     loads = make_loads(replace(case.traffic, regime=regime, seed=seed))
     settings = ReplaySettings(interval=one.interval, split=one.split, cost=case.cost)
-    return replay(loads, case.shape, one.make(), settings)
+    with closing(one.make()) as policy:
+        return replay(loads, case.shape, policy, settings)
 
 
 def lines(

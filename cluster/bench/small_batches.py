@@ -21,13 +21,15 @@ FLOOR = 125.0  # tokens that reading an expert's weights costs: bf16 on H200
 _RANKS, _LAYERS, _STEPS, _PLANNED = 8, 4, 60, 30
 
 
-def ratios(slots_per_rank: int, regime: str = "zipf", seed: int = 1) -> Iterator[dict[str, object]]:
+def ratios(
+    slots_per_rank: int, regime: str = "zipf", seed: int = 1, limits: PlanLimits | None = None
+) -> Iterator[dict[str, object]]:
     """A dict per batch size: time over that without copies, with the floor in the split and without it."""
     shape = ClusterShape(_RANKS, slots_per_rank)
     for batch in BATCHES:
         loads = make_loads(Traffic(regime, _STEPS, _LAYERS, 64, 8, batch, seed))
         bare = Placement.first(_LAYERS, 64, _RANKS, 64 // _RANKS)
-        planned = plan_first(forecast(loads[:_PLANNED], 20), shape, PlanLimits()).placement
+        planned = plan_first(forecast(loads[:_PLANNED], 20), shape, limits or PlanLimits()).placement
         base = _time(loads[_PLANNED:], bare, SplitPolicy(FLOOR))
         yield {
             "config": f"hunyuan-8r-{_RANKS * slots_per_rank}s", "regime": regime, "batch": batch,

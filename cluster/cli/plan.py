@@ -17,6 +17,7 @@ from cluster.balance.cost import (
     CostModel,
 )
 from cluster.balance.forecast import forecast
+from cluster.balance.kernel import check_available
 from cluster.balance.planner import Plan, PlanLimits, far_fetches, plan_first, plan_next
 from cluster.balance.policies.tokenyard import HISTORY
 from cluster.balance.shape import ClusterShape
@@ -82,6 +83,7 @@ def plan(
         raise UserError("no tokens in any step", "loads of a running model", f"loads file {loads}")
     if before is not None:
         before.check_fits(layers, experts)
+    check_available()  # a planner that is compiled first would count that as its own time
     rows = forecast(trace.loads[-HISTORY:], _INTERVAL)
     limits = PlanLimits(max_moves=max_moves)
     made = plan_first(rows, shape, limits) if before is None else plan_next(rows, shape, before, cost, limits)

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -22,6 +22,7 @@ from cluster.balance.cost import (
     NVLINK_FREE,
     CostModel,
 )
+from cluster.balance.kernel import check_available
 from cluster.balance.policies.registry import load_policy
 from cluster.balance.shape import ClusterShape
 from cluster.balance.trace import LoadTrace
@@ -30,7 +31,7 @@ from cluster.cli.lazy import load
 from cluster.cli.plan import Bandwidth, ExpertBytes, Far, Horizon, PerNode, Spread, StepSeconds
 from cluster.simulate.capacity import Load
 from cluster.simulate.exchange import EXCHANGES
-from cluster.simulate.members import MemberChange, check_changes, parse_changes
+from cluster.simulate.members import check_changes, parse_changes
 from cluster.simulate.replay import Replay, ReplaySettings, replay
 from cluster.simulate.report import html_report
 from cluster.simulate.traffic import Traffic, make_loads
@@ -53,13 +54,19 @@ def simulate(
     experts: Annotated[int, typer.Option("--experts", metavar="E", help="Per layer.", min=1)] = 64,
     top_k: Annotated[int, typer.Option("--top-k", metavar="K", help="Experts of a token.", min=1)] = 8,
     tokens: Annotated[int, typer.Option("--tokens", metavar="B", help="Of a step.", min=1)] = 2048,
-    steps: Annotated[int, typer.Option("--steps", metavar="T", help="To run.", min=2)] = 500,
+    steps: Annotated[
+        Number,
+        typer.Option("--steps", metavar="T", help="To run. Default: all recorded ones, or 500 made ones.", min=2),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of made traffic.", min=0)] = 0,
     interval: Annotated[int, typer.Option("--interval", metavar="N", help="Steps between plans.", min=1)] = 20,
     window: Annotated[
         int, typer.Option("--window", metavar="N", help="Steps that a policy may look back.", min=1)
     ] = 200,
     split: Annotated[str, typer.Option("--split", metavar="exact|even", help="Default: the policy's own.")] = "",
+    policy_timeout: Annotated[
+        int, typer.Option("--eplb-policy-timeout", metavar="S", help="For a policy module:Class to answer.", min=1)
+    ] = 30,
     floor: Annotated[
         float,
         typer.Option("--floor", metavar="N", help="Tokens that reading an expert's weights costs the split.", min=0),
@@ -150,39 +157,40 @@ def simulate(
         raise UserError(repr(split), "exact or even", "--split")
     cost = CostModel(step_seconds, expert_bytes, bandwidth, horizon, far)
     cost.check()
-    table, origin = _traffic(loads, regime, Traffic(regime or "zipf", steps, layers, experts, top_k, tokens, seed))
+    if loads is None:
+        table, origin = _made(Traffic(regime or "zipf", steps or 500, layers, experts, top_k, tokens, seed))
+    else:
+        table, origin = _recorded(loads, regime, steps)
     experts = table.shape[2]
+    whole = steps if actors and steps else len(table)  # actors begin again after the last one
     slots = slots_per_rank if slots_per_rank is not None else -(-experts * 5 // (4 * max(ranks, 1)))
     shape = ClusterShape(ranks, slots, ranks_per_node, speeds=_speeds(speeds), spread=spread)
     shape.check(table.shape[1], experts)
     changes = parse_changes(leave, join)
-    check_changes(changes, shape, table.shape[1], experts, steps if actors else len(table))
-    for name in policy:
-        load_policy(name)
+    check_changes(changes, shape, table.shape[1], experts, whole)
     if report is not None and not report.resolve().parent.is_dir():
         raise UserError(f"no folder {report.resolve().parent}", "a folder that exists", "--report")
+    check_available()  # a planner that is compiled first would count that as its own time
     if actors:
-        _actors(
-            table,
-            policy or ["none", "tokenyard"],
-            shape,
-            tokens,
-            top_k,
-            steps,
-            interval,
-            token_seconds,
-            rounds,
-            changes,
-            as_json,
-        )
+        run = load("cluster.simulate.actors")  # Ray, which the plain simulation does without
+        settings = run.ActorSettings(
+            ranks, slots, tokens, top_k, whole, interval, token_seconds, changes=changes, speeds=shape.speeds,
+            policy_seconds=policy_timeout,
+        )  # fmt: skip
+        _actors(table, policy or ["none", "tokenyard"], settings, rounds, as_json)
         return
     done = []
-    for name in policy or ["none", "eplb", "tokenyard"]:
-        settings = ReplaySettings(interval, window, split, floor, cost=cost, changes=changes)
-        with progress(name, len(table)) as tick:
-            done.append(replay(table, shape, load_policy(name), settings, tick))
-        if as_json:
-            print(json.dumps(told(done[-1])), flush=True)
+    with ExitStack() as policies:
+        loaded = [
+            policies.enter_context(closing(load_policy(name, seconds=policy_timeout)))
+            for name in policy or ["none", "eplb", "tokenyard"]
+        ]
+        for one in loaded:
+            settings = ReplaySettings(interval, window, split, floor, cost=cost, changes=changes)
+            with progress(one.name, len(table)) as tick:
+                done.append(replay(table, shape, one, settings, tick))
+            if as_json:
+                print(json.dumps(told(done[-1])), flush=True)
     if report is not None:
         shown = {
             "steps": len(table),
@@ -199,15 +207,21 @@ def simulate(
         _show(done)
 
 
-def _traffic(path: Path | None, regime: str, made: Traffic) -> tuple[npt.NDArray[np.int64], dict[str, object]]:
-    """Loads [T, L, E], recorded or made, and where they are from."""
-    if path is not None and regime:
+def _made(traffic: Traffic) -> tuple[npt.NDArray[np.int64], dict[str, object]]:
+    """Loads [T, L, E] that are made, and what of."""
+    traffic.check()
+    told = {"regime": traffic.regime, "tokens": traffic.tokens, "top k": traffic.top_k, "seed": traffic.seed}
+    return make_loads(traffic), told
+
+
+def _recorded(path: Path, regime: str, steps: int | None) -> tuple[npt.NDArray[np.int64], dict[str, object]]:
+    """Loads [T, L, E] of a file, all steps or the first ones, and where they are from."""
+    if regime:
         raise UserError(f"a trace and the regime {regime!r}", "one of them", "simulate")
-    made.check()
-    if path is None:
-        return make_loads(made), {"regime": made.regime, "tokens": made.tokens, "top k": made.top_k, "seed": made.seed}
     trace = LoadTrace.load(path)
-    return trace.loads[: made.steps], {"trace": str(path), "model": trace.model}
+    if steps is not None and steps < len(trace.loads):
+        print(f"tokenyard: the first {steps} of {len(trace.loads)} steps of {path}", file=sys.stderr)
+    return trace.loads[:steps], {"trace": str(path), "model": trace.model}
 
 
 def _ranks(text: str) -> list[int]:
@@ -277,17 +291,13 @@ def _show(done: list[Replay]) -> None:
 
 
 def _actors(
-    loads: npt.NDArray[np.int64], policies: list[str], shape: ClusterShape, tokens: int, top_k: int, steps: int,
-    interval: int, token_seconds: float, rounds: int, changes: tuple[MemberChange, ...], as_json: bool,
+    loads: npt.NDArray[np.int64], policies: list[str], settings: Any, rounds: int, as_json: bool
 ) -> None:  # fmt: skip
-    run = load("cluster.simulate.actors")  # Ray, which the plain simulation does without
-    settings = run.ActorSettings(
-        shape.ranks, shape.slots_per_rank, tokens, top_k, steps, interval, token_seconds, changes=changes,
-        speeds=shape.speeds,
-    )  # fmt: skip
+    """settings: ActorSettings, whose module brings Ray."""
+    run = load("cluster.simulate.actors")
     for _ in range(rounds):
         for name in policies:
-            with progress(name, steps) as tick:
+            with progress(name, settings.steps) as tick:
                 one = run.run_actors(loads, name, settings, tick)
             if as_json:
                 print(json.dumps(one.told()), flush=True)

@@ -43,7 +43,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     )
     reason = [f"reason: {found['reason']}"] if found["reason"] else []
     balancer = found["balancer"]
-    moving = []
+    moving = [f"balancer off: {balancer['reason']}"] if balancer["reason"] else []
     if balancer["state"] != "off":
         moving = [
             f"balancer {balancer['state']} ({balancer['policy']}): {found['rebalances']} rebalances, "
@@ -72,8 +72,8 @@ def _table(found: dict[str, Any]) -> None:
     from rich.console import Console  # a terminal's dress, not needed elsewhere
     from rich.table import Table
 
-    head, serving, *_ = lines(found)
-    table = Table(title=f"{head}\n{serving}", caption=found["reason"] or None)
+    head, serving, *rest = lines(found)
+    table = Table(title=f"{head}\n{serving}", caption="\n".join(rest[: -len(found["workers"])]) or None)
     for name in ("rank", "role", "state", "pid", "node", "memory", "slots", "load"):
         table.add_column(name, justify="left" if name in ("role", "state", "node") else "right")
     for w in found["workers"]:

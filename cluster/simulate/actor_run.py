@@ -1,6 +1,7 @@
 """ActorRun: what a run over real actors gave, beside what was predicted for it. Numbers in, numbers out."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ WARM = 10  # steps before anything counts
 class ActorSettings:
     """ranks with experts, of slots each; tokens of a step; top_k; token_seconds, floor: of the experts' pace (see
     experts.pace); interval: steps between plans; steps to run; changes: of the ranks that take part; speeds: relative, of
-    each rank, empty = all alike."""
+    each rank, empty = all alike; policy_seconds: that a policy from outside may take to answer."""
 
     ranks: int
     slots_per_rank: int
@@ -35,6 +36,7 @@ class ActorSettings:
     floor: float = 0.0
     changes: tuple[MemberChange, ...] = ()
     speeds: tuple[float, ...] = ()
+    policy_seconds: int = 30
 
     @property
     def shape(self) -> ClusterShape:
@@ -179,4 +181,5 @@ def _predicted(loads: IntArray, policy: str, settings: ActorSettings, seen: Seen
     start = settings.first(layers, experts)
     known = ReplaySettings(interval=settings.interval, split="exact", start=start, changes=changes)
     shape = ClusterShape(settings.ranks, settings.slots_per_rank, speeds=settings.speeds)
-    return replay(loads[steps], shape, load_policy(policy), known)
+    with closing(load_policy(policy, seconds=settings.policy_seconds)) as judged:
+        return replay(loads[steps], shape, judged, known)

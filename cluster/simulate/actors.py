@@ -14,12 +14,12 @@ import numpy.typing as npt
 import ray
 import torch
 
-from cluster.balance.policies.registry import load_policy
+from cluster.balance.policies.registry import load_policy, user_folder
 from cluster.balance.shape import ClusterShape
 from cluster.config import ServeConfig
 from cluster.launch import RayCluster
 from cluster.loading import LoadingView
-from cluster.plan import ServePlan
+from cluster.plan import Balancing, ServePlan
 from cluster.simulate.actor_run import WARM, ActorRun, ActorSettings, Seen, paced_seconds, summary
 from cluster.simulate.members import check_changes
 from cluster.simulate.model_folder import write_experts
@@ -42,7 +42,7 @@ def run_actors(
     shape = ClusterShape(settings.ranks, settings.slots_per_rank, speeds=settings.speeds)
     shape.check(layers, experts)
     check_changes(settings.changes, shape, layers, experts, settings.steps)
-    load_policy(policy)
+    load_policy(policy, seconds=settings.policy_seconds).close()
     if settings.top_k > experts:
         raise UserError(f"{settings.top_k} of {experts} experts", "at most one pick per expert", "--top-k")
     with tempfile.TemporaryDirectory(prefix="tokenyard-") as folder:
@@ -59,7 +59,7 @@ def _plan(folder: Path, loads: IntArray, policy: str, settings: ActorSettings) -
     spec = load_spec(folder)
     config = ServeConfig(
         attention_workers=1, expert_workers=settings.ranks, dtype="float32", enable_eplb=policy != "none",
-        eplb_policy=policy, eplb_interval=settings.interval,
+        eplb_policy=policy, eplb_interval=settings.interval, eplb_policy_timeout=settings.policy_seconds,
     )  # fmt: skip
     engine = EngineConfig(128, 1, settings.tokens, 1, 1)
     present = sorted(set(range(settings.ranks)) - settings.shape.dead)
@@ -68,6 +68,7 @@ def _plan(folder: Path, loads: IntArray, policy: str, settings: ActorSettings) -
         folder, spec, config, "simulation", torch.float32, "cpu", engine,
         settings.first(layers, experts), seats,
         Synthetic(settings.tokens, loads, Pace(settings.token_seconds, settings.floor), settings.speeds),
+        Balancing(policy != "none"), user_folder(),
     )  # fmt: skip
 
 

@@ -31,6 +31,10 @@ class SeatPort:
         self.host, self.weights_port = "127.0.0.1", seat.report().weights_port
         self.hang = False
 
+    async def stepped(self) -> None:
+        while not self._seat.has_steps:
+            await asyncio.sleep(0.01)
+
     async def steps(self) -> list[StepLoads]:
         return self._seat.steps()
 

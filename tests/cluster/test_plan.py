@@ -1,5 +1,8 @@
 """What `serve` refuses before anything starts: model, memory, slots, ports, placement."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cluster.config import ServeConfig
 from cluster.limits import check_processes
-from cluster.plan import make_plan
+from cluster.plan import Balancing, make_plan
 from experts.errors import UserError
 from router_svc.demo_model.path import checkpoint_path
 from tests import checkpoints
@@ -103,3 +106,37 @@ def test_what_text_needs_is_read_before_anything_starts(tmp_path: Path, name: st
     with pytest.raises(UserError, match=name.replace(".", r"\.")):
         make_plan(made, CONFIG, check_ports=False)
     make_plan(made, CONFIG, check_ports=False, check_text=False)
+
+
+def test_balancing_is_on_with_two_ranks_that_hold_experts(folder: Path) -> None:
+    def balancing(**options: object) -> Balancing:
+        return make_plan(folder, replace(CONFIG, **options), check_ports=False).balancing  # type: ignore[arg-type]
+
+    assert balancing(expert_workers=2) == Balancing(True)
+    assert balancing(attention_workers=2, expert_workers=0, colocate=True) == Balancing(True)
+    assert balancing(expert_workers=2, enable_eplb=False) == Balancing(False, "--no-enable-eplb")
+    assert not balancing(expert_workers=1).enabled
+    with pytest.raises(UserError, match="--eplb-policy: found policy 'oracle', which looks into the future"):
+        balancing(expert_workers=2, eplb_policy="oracle")
+
+
+WITHOUT_COMPILER = """
+from cluster.config import ServeConfig
+from cluster.plan import balancing_of
+from experts.errors import UserError
+print(balancing_of(ServeConfig()))
+try:
+    balancing_of(ServeConfig(enable_eplb=True))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_without_a_compiler_balancing_is_off_and_says_why(tmp_path: Path) -> None:
+    folders = dict.fromkeys(("XDG_CACHE_HOME", "TMPDIR"), str(tmp_path))
+    command = [sys.executable, "-c", WITHOUT_COMPILER]
+    surroundings = os.environ | folders | {"CC": "no-such-compiler"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=surroundings)
+    off, refused = done.stdout.splitlines()
+    assert off.startswith("Balancing(enabled=False, reason='the planner needs a C compiler (no C compiler")
+    assert "expected a C compiler" in refused

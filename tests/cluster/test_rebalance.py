@@ -1,6 +1,7 @@
 """The balancer over threads with real gloo and real transfers: hot experts get copies, answers stay, failures are told."""
 
 import asyncio
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,15 +9,18 @@ import numpy as np
 import pytest
 
 from cluster.balance.policies.base import Policy, Situation
+from cluster.balance.policies.registry import load_policy
 from cluster.balance.policies.tokenyard import TokenyardPolicy
 from cluster.events import EventLog
 from cluster.mover import MoveLimits, without
 from cluster.rebalance import Balancer
 from experts.errors import UserError
+from experts.loads import StepLoads
 from experts.placement import Placement
 from tests import checkpoints
 from tests.cluster.seat_ports import SETTINGS, SeatPort, ports_of, requests
 from tests.engines import renamed
+from tests.patience import PATIENCE
 from tests.topologies import ThreadCluster, running
 
 
@@ -30,9 +34,9 @@ def balancer_of(cluster: ThreadCluster, policy: Policy, events: EventLog) -> tup
     return Balancer(ports, cluster.plan.placement, policy, SETTINGS, events), ports
 
 
-@pytest.mark.parametrize("topology", ["1+2", "2+2", "colocated2"])
-def test_hot_experts_get_copies_and_answers_stay(topology: str, folder: Path) -> None:
-    with running(folder, topology, num_redundant_experts=4) as cluster:
+@pytest.mark.parametrize(("topology", "spare"), [("1+2", 4), ("1+2", 0), ("2+2", 4), ("colocated2", 4)])
+def test_hot_experts_get_copies_or_change_places_and_answers_stay(topology: str, spare: int, folder: Path) -> None:
+    with running(folder, topology, num_redundant_experts=spare) as cluster:
         quiet = {seed: cluster.complete(requests(seed)) for seed in (1, 2)}
         events = EventLog()
         balancer, _ = balancer_of(cluster, TokenyardPolicy(), events)
@@ -54,6 +58,16 @@ def test_hot_experts_get_copies_and_answers_stay(topology: str, folder: Path) ->
         assert balancer.state == "ok", balancer.reason
         assert balancer.placement.version > 0
         assert cluster.seats[0].report().version == balancer.placement.version
+
+
+HANGS = """
+from cluster.balance.policies.base import Policy
+class Hangs(Policy):
+    name = "hangs"
+    def plan(self, situation):
+        while True:
+            pass
+"""
 
 
 class Shuffle(Policy):
@@ -94,6 +108,88 @@ def test_a_dry_run_moves_nothing_and_a_real_one_everything(folder: Path) -> None
             assert await asyncio.to_thread(cluster.complete, again) == quiet
 
         asyncio.run(live())
+
+
+class Ponders(Shuffle):
+    """Thinks, the first time, until it is let go; remembers which placements it was asked about."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.go = threading.Event()
+
+    def plan(self, situation: Situation) -> Placement:
+        self.asked.append(situation.current.version)
+        self.go.wait(PATIENCE)
+        return super().plan(situation)
+
+
+def test_ranks_are_emptied_while_a_policy_thinks_and_its_plan_is_thrown_away(folder: Path) -> None:
+    with running(folder, "1+2", num_redundant_experts=16) as cluster:
+        policy = Ponders()
+        balancer, _ = balancer_of(cluster, policy, EventLog())
+
+        async def live() -> None:
+            quiet = await asyncio.to_thread(cluster.complete, requests(1))
+            ordered = asyncio.create_task(balancer.rebalance(False))
+            while not policy.asked:
+                await asyncio.sleep(0.01)
+            async with balancer.quiet:
+                await balancer.vacate(1)
+            vacated = balancer.placement.version
+            policy.go.set()
+            await ordered
+            assert policy.asked == [0, vacated], "planned again, for what was by then"
+            assert balancer.placement.version > vacated
+            assert await asyncio.to_thread(cluster.complete, renamed(requests(1), "b")) == quiet
+
+        asyncio.run(live())
+
+
+def test_a_policy_that_never_returns_is_named_and_serving_goes_on(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(HANGS)
+    events = EventLog()
+    with running(folder, "1+2", num_redundant_experts=4) as cluster:
+        balancer, _ = balancer_of(cluster, load_policy("mine:Hangs", folder=str(tmp_path), seconds=1), events)
+
+        async def live() -> None:
+            quiet = await asyncio.to_thread(cluster.complete, requests(1))
+            task = asyncio.create_task(balancer.run())
+            for turn in range(600):
+                again = renamed(requests(1), f"-{turn}")
+                assert await asyncio.to_thread(cluster.complete, again) == quiet
+                if balancer.state == "stuck":
+                    break
+                await asyncio.sleep(0.1)
+            task.cancel()
+
+        asyncio.run(live())
+    assert "'hangs' did not answer within 1 s" in balancer.reason
+    assert [event["kind"] for event in events.told()] == ["balancer"]
+
+
+def test_an_idle_balancer_asks_nobody(folder: Path) -> None:
+    with running(folder, "1+2", num_redundant_experts=4) as cluster:
+        balancer, ports = balancer_of(cluster, Shuffle(), EventLog())
+        looks: list[int] = []
+
+        async def live() -> None:
+            asked = ports[0].steps
+
+            async def counted() -> list[StepLoads]:
+                looks.append(1)
+                return await asked()
+
+            ports[0].steps = counted  # type: ignore[method-assign]
+            task = asyncio.create_task(balancer.run())
+            await asyncio.sleep(2)
+            assert not looks, "no step, no look"
+            await asyncio.to_thread(cluster.complete, requests(1))
+            while not looks:
+                await asyncio.sleep(0.01)
+            task.cancel()
+
+        asyncio.run(live())
+        assert len(balancer.counted) > 0
 
 
 def test_many_rounds_when_little_may_be_staged(folder: Path) -> None:

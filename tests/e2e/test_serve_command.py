@@ -52,6 +52,8 @@ def test_signal_while_starting_leaves_nothing() -> None:
         (["serve", "--attention-workers", "2", "--expert-workers", "0"], "--expert-workers"),
         (["serve", "--enable-eplb", "--expert-workers", "1"], "--enable-eplb"),
         (["serve", "--tls-cert", "x"], "--tls-cert"),
+        (["serve", "--record-loads", "/proc/x.npz"], "--record-loads: found /proc/x.npz, which can't be written"),
+        (["serve", "--eplb-policy", "oracle"], "--eplb-policy: found policy 'oracle', which looks into the future"),
         (["serve", "--dtype", "bf16"], "did you mean bfloat16"),
         (["serve", "--expert-workers", "0", "--kv-cache-memory-bytes", "5000"], "--kv-cache-memory-bytes"),
         (["serve", "--expert-workers", "0", "--max-model-len", "999999999"], "--max-model-len"),

@@ -1,10 +1,10 @@
 """Policies by name, and from a module outside."""
 
-import importlib
 import os
-import sys
+from dataclasses import replace
 
-from cluster.balance.policies.base import Policy, Situation
+from cluster.balance.foreign.policy import SECONDS, ForeignPolicy
+from cluster.balance.policies.base import Policy, PolicyFailed, Situation
 from cluster.balance.policies.eplb import EplbPolicy
 from cluster.balance.policies.none import NoPolicy
 from cluster.balance.policies.oracle import OraclePolicy
@@ -15,41 +15,37 @@ from experts.placement import Placement
 POLICIES: dict[str, type[Policy]] = {p.name: p for p in (NoPolicy, EplbPolicy, TokenyardPolicy, OraclePolicy)}
 
 
-class PolicyFailed(UserError):
-    """A policy raised, or returned what is not a placement for this model; the placement in use stays."""
+def user_folder() -> str:
+    """The current folder, where policies of the user's own lie; empty where it was deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
-def load_policy(name: str, where: str = "--policy") -> Policy:
-    """The policy of a name, or of `module:Class` (looked for in the working directory too). Raises UserError."""
-    if ":" not in name:
-        if name not in POLICIES:
-            raise UserError(f"policy {name!r}", f"one of {', '.join(POLICIES)}, or module:Class", where)
-        return POLICIES[name]()
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise UserError(f"policy {name!r} ({error})", "an importable module:Class", where) from None
-    if not (isinstance(kind, type) and issubclass(kind, Policy)):
-        raise UserError(f"{name!r}, not a policy", "a subclass of cluster.balance.policies.base.Policy", where)
-    try:
-        policy = kind()
-    except Exception as error:  # a stranger's code may raise anything
-        raise UserError(
-            f"policy {name!r} raised {type(error).__name__}: {error}", "a class without arguments", where
-        ) from error
-    policy.name = policy.name or name
-    return policy
+def load_policy(
+    name: str, where: str = "--policy", folder: str | None = None, seconds: float = SECONDS
+) -> Policy:  # fmt: skip
+    """The policy of a name, or of `module:Class`, which gets a process of its own: close it in the end.
+
+    folder: of the user, searched last (None: the current one); seconds: that a policy from outside may take to answer.
+    Raises UserError.
+    """
+    if ":" in name:
+        return ForeignPolicy(name, user_folder() if folder is None else folder, seconds, where)
+    if name not in POLICIES:
+        raise UserError(f"policy {name!r}", f"one of {', '.join(POLICIES)}, or module:Class", where)
+    return POLICIES[name]()
 
 
 def ask(policy: Policy, situation: Situation) -> Placement:
     """The policy's placement, checked to be one of this model and shape. Raises PolicyFailed."""
     current, shape = situation.current, situation.shape
     try:
-        placement = policy.plan(situation)
-    except Exception as error:  # a stranger's code may raise anything
+        placement = policy.plan(_read_only(situation))
+    except PolicyFailed:
+        raise
+    except Exception as error:  # a bug of ours, or of whoever embeds this
         raise PolicyFailed(
             f"policy {policy.name!r} raised {type(error).__name__}: {error}", "a placement", "plan"
         ) from error
@@ -67,3 +63,13 @@ def ask(policy: Policy, situation: Situation) -> Placement:
             f"experts on rank {away[0]} from policy {policy.name!r}", "none on a rank that is away", "plan"
         )
     return placement
+
+
+def _read_only(situation: Situation) -> Situation:
+    """With arrays that a policy can't write to: they are the trace that all policies are judged by."""
+    history = situation.history.view()
+    history.setflags(write=False)
+    future = None if situation.future is None else situation.future.view()
+    if future is not None:
+        future.setflags(write=False)
+    return replace(situation, history=history, future=future)

@@ -65,21 +65,41 @@ def test_simulate_tells_every_policy_in_every_form(loads: Path, tmp_path: Path) 
     assert report.read_text().startswith("<!doctype html>")
 
 
+def test_all_steps_of_a_recording_are_judged(tmp_path: Path) -> None:
+    """500 even steps, then an expert with 2,000 of 2,750 tokens: the whole has an excess of 1.92 to 1.96."""
+    table = np.full((2000, 1, 16), 50)
+    table[500:, :, 0] = 2000
+    path = saved(tmp_path / "t.npz", loads=table)
+    words = ["simulate", path, "--ranks", 4, "--slots-per-rank", 4, "--policy", "none", "--json"]
+    assert 1.92 < json.loads(run(*words).stdout)["excess"] < 1.96
+    first = run(*words, "--steps", 500)
+    assert json.loads(first.stdout)["excess"] == 0
+    assert first.stderr == f"tokenyard: the first 500 of 2000 steps of {path}\n"
+
+
 def test_a_policy_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from cluster.balance.policies.base import Policy\n"
         "class Stay(Policy):\n    name = 'stay'\n    def plan(self, s):\n        return s.current\n"
         "class Broken(Policy):\n    def plan(self, s):\n        return 1 / 0\n"
+        "class Exits(Broken):\n    name = 'exits'\n    def plan(self, s):\n        raise SystemExit(7)\n"
         "class Other:\n    pass\n"
     )
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
 
-    def mine(name: str) -> "subprocess.CompletedProcess[str]":
-        words = [*COMMAND, "simulate", "--regime", "zipf", *MADE, "--ranks", "4", "--policy", f"mine:{name}", "--json"]
+    def of(policy: str) -> "subprocess.CompletedProcess[str]":
+        words = [*COMMAND, "simulate", "--regime", "zipf", *MADE, "--ranks", "4", "--policy", policy, "--json"]
         return subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=tmp_path)
 
-    assert json.loads(mine("Stay").stdout)["experts_moved"] == 0
-    for name, told in (("Broken", "ZeroDivisionError"), ("Other", "not a policy"), ("None_", "importable")):
-        done = mine(name)
+    assert json.loads(of("mine:Stay").stdout)["experts_moved"] == 0
+    for policy, told in (
+        ("mine:Broken", "ZeroDivisionError"),
+        ("mine:Exits", "'exits' raised SystemExit"),
+        ("mine:Other", "not a policy"),
+        ("mine:None_", "importable"),
+        ("leaves:X", "'leaves:X' raised SystemExit"),
+    ):
+        done = of(policy)
         assert done.returncode == 2
         assert told in done.stderr
         assert done.stderr.count("\n") == 1
