@@ -4,7 +4,6 @@ Vectorised: layers on threads (the C loops run outside Python's lock). Shape let
 R ranks.
 """
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from cluster.balance.policies.registry import ask
 from cluster.balance.shape import ClusterShape
 from cluster.simulate.members import MemberChange, away_at, check_changes, without_ranks
 from experts.exchange.split import SplitPolicy, SplitTable, rank_tokens
+from experts.machine import cores
 from experts.placement import Placement
 
 FloatArray = npt.NDArray[np.float64]
@@ -96,7 +96,7 @@ def replay(
     moves: list[tuple[IntArray, IntArray]] = []
     seconds: list[float] = []
     how = settings.split or policy.split
-    with ThreadPoolExecutor(max(len(os.sched_getaffinity(0)), 1)) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for at in range(begin, steps, settings.interval):
             coming, past = loads[at : at + settings.interval], loads[max(0, at - settings.window) : at]
             now = replace(shape, dead=shape.dead | away_at(settings.changes, at))
