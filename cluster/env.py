@@ -20,10 +20,10 @@ _PATIENCE = {
 _PREFERRED = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Ranks of one machine share its cores by turns: one that spins at its barriers takes them from the others
-    # (1 + 2 ranks on 2 cores: 54 tokens/s with libgomp's default, 85 with this).
-    "GOMP_SPINCOUNT": "1000",
 }
+# Ranks of one machine share its cores by turns: one that spins at its barriers takes them from the others (1 + 2 ranks on
+# 2 cores: 54 tokens/s with libgomp's default, 85 with this). libgomp reads it when it is loaded, once.
+_BETWEEN_RANKS = {"GOMP_SPINCOUNT": "1000"}
 
 
 def ray_address() -> str | None:
@@ -51,7 +51,10 @@ def of_private_ray(token: str) -> dict[str, str | None]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # see ray_private.keep_to_loopback
         "RAY_ADDRESS": None,
     }
-    return {name: value for name, value in (_PREFERRED | _PATIENCE).items() if name not in os.environ} | forced
+    spinning = {} if "OMP_WAIT_POLICY" in os.environ else _BETWEEN_RANKS
+    return {
+        name: value for name, value in (_PREFERRED | spinning | _PATIENCE).items() if name not in os.environ
+    } | forced
 
 
 def of_joined_ray(token_mode: bool) -> dict[str, str | None]:

@@ -19,6 +19,7 @@ from cluster.status import RankView, StatusBook
 from experts.address import joined
 from experts.background import only_log, watch_task, watch_thread
 from experts.checkpoint.reader import CheckpointReader
+from experts.crew import Crew
 from experts.doorbell import Doorbell
 from experts.dump import ProcessDump, dump_here, page
 from experts.errors import UserError
@@ -52,7 +53,9 @@ class LocalRank:
         spec, device = plan.spec, plan.device
         model, slots, cache = in_own_thread(lambda: _load(plan, progress))
         exchange = LocalExchange(plan.placement, plan.engine.max_num_batched_tokens, device)
-        self.experts = ExpertLayers(spec.experts, exchange, slots, plan.dtype, device)
+        self.experts = ExpertLayers(
+            spec.experts, exchange, slots, plan.dtype, device, crew=Crew(plan.most_threads)
+        )  # fmt: skip
         self.exchange = exchange
         bell = Doorbell()
         self.engine = Engine(model, self.experts, exchange, bell, plan.engine, cache, deliver, bell.ring)

@@ -13,6 +13,7 @@ from cluster.recorder import check_writable
 from cluster.simulate.synthetic import Synthetic
 from experts.address import bare, check_port
 from experts.checkpoint.reader import CheckpointReader
+from experts.crew import most_threads
 from experts.errors import UserError
 from experts.loader import check_experts
 from experts.machine import free_memory, own_memory
@@ -41,8 +42,9 @@ class Balancing:
 
 @dataclass(frozen=True, slots=True)
 class ServePlan:
-    """What a rank or an ingress needs to know to start; picklable. synthetic: of a simulation, made traffic instead of
-    a model; user_folder: the current one of whoever typed `serve`, where a policy of the user's own is looked for."""
+    """What a rank or an ingress needs to know to start; picklable. most_threads: of any process, as the machine and the
+    user allow; synthetic: of a simulation, made traffic instead of a model; user_folder: the current one of whoever typed
+    `serve`, where a policy of the user's own is looked for."""
 
     folder: Path
     spec: ModelSpec
@@ -53,6 +55,7 @@ class ServePlan:
     engine: EngineConfig
     placement: Placement
     seats: tuple[Member, ...]
+    most_threads: int
     synthetic: Synthetic | None = None
     balancing: Balancing = Balancing(False)
     user_folder: str = ""
@@ -130,6 +133,7 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True, check
         engine,
         placement,
         _seats(config),
+        most_threads(),
         None,
         balancing,
         user_folder(),

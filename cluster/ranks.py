@@ -75,7 +75,7 @@ def _order(plan: ServePlan, seat: Member, secret: str) -> RankOrder:
         placement=plan.placement,
         dtype=plan.dtype,
         device=plan.device,
-        threads=max(1, cores() // len(peers)),
+        threads=max(1, min(cores() // len(peers), plan.most_threads)),
         budget=plan.engine.max_num_batched_tokens,
         node_host=seat.node_ip,
         holds=seat.holds_experts,

@@ -18,6 +18,27 @@ def kernel_choice() -> str:
     return choice
 
 
+def thread_limit() -> int | None:
+    """OMP_NUM_THREADS: the most threads that any part of a step may use; None where it is not set.
+
+    To be read where the user's own environment is: Ray sets it to 1 in its workers.
+    """
+    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # the rest is for nested regions
+    if not text:
+        return None
+    if not text.isdigit() or int(text) == 0:
+        raise UserError(repr(text), "a number of threads of at least 1", "environment variable OMP_NUM_THREADS")
+    return int(text)
+
+
+def threads_always() -> bool:
+    """TOKENYARD_THREADS: `all` gives every part of a step all threads, whether they pay or not, for measuring."""
+    choice = os.environ.get("TOKENYARD_THREADS", "auto")
+    if choice not in ("auto", "all"):
+        raise UserError(repr(choice), "auto or all", "environment variable TOKENYARD_THREADS")
+    return choice == "all"
+
+
 def compiler() -> str:
     """CC: the C compiler that builds the kernels at first use."""
     return os.environ.get("CC", "cc")

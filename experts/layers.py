@@ -4,8 +4,9 @@ import time
 
 import torch
 
+from experts.crew import Crew
 from experts.exchange.base import Exchange
-from experts.exchange.wire import Route, StepHeader
+from experts.exchange.wire import ExpertBatch, Route, StepHeader
 from experts.loads import ExpertLoads
 from experts.pace import Pace
 from experts.slots import ExpertSlots
@@ -20,13 +21,14 @@ class ExpertLayers:
 
     def __init__(
         self, spec: ExpertsSpec, exchange: Exchange, slots: ExpertSlots | None, dtype: torch.dtype, device: str,
-        pace: Pace | None = None,
+        pace: Pace | None = None, crew: Crew | None = None,
     ) -> None:  # fmt: skip
-        """pace: time to take on top of computing, in simulations."""
+        """pace: time to take on top of computing, in simulations; crew: of the step thread, None: that thread alone."""
         self.spec = spec
         self.exchange = exchange
         self.slots = slots
         self._pace = pace
+        self.crew = crew or Crew(1)
         self.loads = ExpertLoads(spec.moe_layers, slots.slots if slots else 0, device, exchange.size)
         self.compute_seconds = 0.0  # in this rank's experts; waiting for peers is not in it
         self._counted_seconds = 0.0  # of them, in steps that ended
@@ -42,18 +44,24 @@ class ExpertLayers:
 
         x: [T, H] activations in the experts' dtype; T may be 0. Raises RankLost when a member is gone.
         """
-        handle = self.exchange.dispatch(layer, x, route)
-        batch = handle.wait()
+        with self.crew.aside():
+            handle = self.exchange.dispatch(layer, x, route)
+            y = self._compute(layer, handle.wait())
+            return self.exchange.combine(handle, y).wait()
+
+    def _compute(self, layer: int, batch: ExpertBatch) -> torch.Tensor:
+        """[N, H] float32: what this rank's experts make of the rows that arrived here."""
         started = time.perf_counter()
         if self.slots is None:
             y = self._no_y
         else:
-            y = self.slots.forward(layer, batch)
+            with self.crew.part("experts", 2 * batch.slots.numel() * self.spec.hidden * self.spec.width):
+                y = self.slots.forward(layer, batch)
             self.loads.add(layer, batch)
             if self._pace is not None:
                 time.sleep(max(self._pace.of(batch.slots) - (time.perf_counter() - started), 0))
         self.compute_seconds += time.perf_counter() - started
-        return self.exchange.combine(handle, y).wait()
+        return y
 
     def end_step(self, header: StepHeader) -> None:
         """Close the books of a step in which layers ran."""

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from experts.checkpoint.reader import CheckpointReader
+from experts.crew import Crew
 from experts.doorbell import Doorbell
 from experts.dump import StepMoment
 from experts.exchange.base import ExchangeCounters
@@ -34,9 +35,9 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 @dataclass(frozen=True, slots=True)
 class RankOrder:
-    """What a rank is to load. threads: of torch; budget: tokens of a whole step; holds: whether it has slots;
-    secret: of the ranks' connections to each other; policy: of the split; pace: of
-    simulated experts."""
+    """What a rank is to load. threads: that its step may use at most; budget: tokens of a whole step; holds:
+    whether it has slots; secret: of the ranks' connections to each other; policy: of the split; pace: of simulated
+    experts."""
 
     rank: int
     folder: Path
@@ -82,6 +83,7 @@ class RankSeat:
         self.migration: Migration | None = None
         self.on_steps: Callable[[], object] = lambda: None  # called by the step thread when `has_steps` becomes true
         self._weights: WeightServer | None = None
+        self._crew = Crew(order.threads)
         self._lock = threading.Lock()
 
     def load(self, progress: Progress) -> None:
@@ -106,7 +108,9 @@ class RankSeat:
         )  # fmt: skip
         with self._lock:
             self.exchange = exchange
-            self.layers = ExpertLayers(order.spec, exchange, self.slots, order.dtype, order.device, order.pace)
+            self.layers = ExpertLayers(
+                order.spec, exchange, self.slots, order.dtype, order.device, order.pace, self._crew
+            )
             self.layers.loads.on_news = self.on_steps
         return self.layers
 

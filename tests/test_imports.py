@@ -15,6 +15,7 @@ FORBIDDEN = {
     "experts.checkpoint": ("experts.exchange", "experts.slots", "ray"),
     "experts.kernels": ("experts.exchange", "ray"),
     "experts.placement": ("torch", "ray"),
+    "experts.ladder": ("torch", "time"),
     "experts.background": ("torch", "ray"),
     "router_svc.models": ("router_svc.engine.step_loop", "router_svc.api", "router_svc.text", "ray", "grpc"),
     "router_svc.engine": ("router_svc.api", "router_svc.text", "router_svc.link", "ray", "grpc"),

@@ -24,6 +24,7 @@ from cluster.simulate.actor_run import WARM, ActorRun, ActorSettings, Seen, pace
 from cluster.simulate.members import check_changes
 from cluster.simulate.model_folder import write_experts
 from cluster.simulate.synthetic import Synthetic
+from experts.crew import most_threads
 from experts.errors import UserError
 from experts.membership import Member
 from experts.pace import Pace
@@ -66,7 +67,7 @@ def _plan(folder: Path, loads: IntArray, policy: str, settings: ActorSettings) -
     seats = (*(Member(rank, "expert") for rank in present), Member(settings.ranks, "attention"))
     return ServePlan(
         folder, spec, config, "simulation", torch.float32, "cpu", engine,
-        settings.first(layers, experts), seats,
+        settings.first(layers, experts), seats, most_threads(),
         Synthetic(settings.tokens, loads, Pace(settings.token_seconds, settings.floor), settings.speeds),
         Balancing(policy != "none"), user_folder(),
     )  # fmt: skip

@@ -149,7 +149,8 @@ class Engine:
         header = self._open()
         chunks = self._schedule(header)
         logits = self._forward(chunks, header)
-        self._finish(output.draw(chunks, logits, self._scheduler))
+        with self._experts.crew.part("sampling", 0 if logits is None else logits.numel()):
+            self._finish(output.draw(chunks, logits, self._scheduler))
         if output.events:
             self._deliver(output.events)
         self._count(output, chunks)
@@ -180,7 +181,8 @@ class Engine:
         self._cache.clear(self._pages.newly_taken())
         if chunks:
             batch = build_batch(chunks, self._config.block_size, self._model.device)
-            logits = self._model.forward(batch, self._cache, self._experts)
+            with self._experts.crew.part("attention", self._model.largest_product(batch)):
+                logits = self._model.forward(batch, self._cache, self._experts)
         elif header.busy:
             self._experts.run_empty()
         if header.busy:

@@ -61,6 +61,14 @@ class CausalModel:
         x = rms_norm(x.index_select(0, batch.logit_rows), weights.norm, self.spec.norm_eps)
         return weights.head(x).float()
 
+    def largest_product(self, batch: ForwardBatch) -> int:
+        """Multiply-adds of the largest product that `forward` makes of this batch: weights, or attention itself."""
+        spec, rows = self.spec, batch.ids.shape[0]
+        widths = (spec.heads + 2 * spec.kv_heads) * spec.head_dim, 2 * spec.dense_width, 2 * spec.shared_width
+        seen = sum(own * all_ for own, all_ in zip(batch.query_lens, batch.context_lens, strict=True))
+        head = batch.logit_rows.shape[0] * spec.vocab_size
+        return max(spec.hidden * max(rows * max(widths), head), 2 * seen * spec.heads * spec.head_dim)
+
     def _attend(self, index: int, layer: LayerWeights, x: torch.Tensor, step: Step) -> torch.Tensor:
         spec = self.spec
         x = rms_norm(x, layer.input_norm, spec.norm_eps)

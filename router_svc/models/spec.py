@@ -92,6 +92,11 @@ class ModelSpec(Trunk):
     shared: SharedSpec | None = None
     dense_width: int = 0  # of layers that are no MoE layers
 
+    @property
+    def shared_width(self) -> int:
+        """Columns of the shared expert, 0 without one."""
+        return self.shared.width if self.shared is not None else 0
+
     def window(self, layer: int) -> int | None:
         """Sliding window of a layer in tokens (it counts the token itself), None = full attention."""
         return self.windows[layer] if self.windows else None

@@ -91,3 +91,16 @@ assert not ray_private.shows_token()
 def test_the_token_is_read_anew(tmp_path: Path) -> None:
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", _TOKEN], check=True, timeout=60, env=own)
+
+
+@pytest.mark.parametrize(
+    ("own", "turns"), [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, None), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_ranks_spin_little_unless_the_user_chose(
+    monkeypatch: pytest.MonkeyPatch, own: dict[str, str], turns: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    assert env.of_private_ray("t").get("GOMP_SPINCOUNT") == turns
