@@ -55,6 +55,7 @@ def test_the_pod_says_what_serve_understands() -> None:
     assert verb == "serve"
     names = [flag_name(name) for name in ServeConfig.__slots__]
     assert all(option.removeprefix("--") in names for option in options if option.startswith("--"))
+    assert pod()["terminationGracePeriodSeconds"] > default_of("grace_period"), "a SIGTERM drains that long"
     assert stages()[-1].entrypoint == ["tokenyard"]
     assert "command" not in container(), "the image's entrypoint runs"
     assert f"-t {container()['image']} ." in (ROOT / "Dockerfile").read_text(), "the name that the Dockerfile gives"
