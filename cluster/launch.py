@@ -23,7 +23,7 @@ from cluster.recorder import RecordingEnd
 from cluster.run_local import ready_line, say_recorded
 from cluster.signals import Signals, Stopped
 from cluster.supervisor import Supervisor
-from experts.address import free_port
+from experts.address import free_port, one_address
 from experts.background import only_log, watch_thread
 from experts.dump import ProcessDump, dump_here, page
 from experts.errors import UserError
@@ -50,7 +50,7 @@ class RayCluster:
         self.supervisor: Any = None
         self.door: Any = None
         self.grpc_port = 0
-        self._http = HttpDoor(self.namespace, plan.config.host, http_port)
+        self._http = HttpDoor(self.namespace, one_address(plan.config.host), http_port)
         self._serve: _Background | None = None
         self.recorded = RecordingEnd()  # how the recording ended, known after `stop`
 

@@ -29,6 +29,12 @@ def addresses(host: str) -> list[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
+def one_address(host: str) -> str:
+    """For a server that listens on one: of a name with both families an IPv4 address. Raises UserError."""
+    found = addresses(host)
+    return next((address for address in found if ":" not in address), found[0])
+
+
 def listeners(host: str, port: int, flag: str) -> list[socket.socket]:
     """Sockets bound to all of a host's addresses that this machine has, on one port; 0 = any free one. Raises UserError.
 

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from experts.address import addresses, bare, check_port, free_port, joined, listeners
+from experts.address import addresses, bare, check_port, free_port, joined, listeners, one_address
 from experts.errors import UserError
 
 
@@ -46,6 +46,16 @@ def test_all_addresses_of_this_machine_are_taken_by_both_families() -> None:
     with bound:
         bound.listen()
         socket.create_connection(("127.0.0.1", bound.getsockname()[1])).close()
+
+
+def test_a_server_of_one_address_gets_one() -> None:
+    assert [one_address(host) for host in ("127.0.0.1", "::1", "::", "0.0.0.0")] == [
+        "127.0.0.1",
+        "::1",
+        "::",
+        "0.0.0.0",
+    ]
+    assert one_address("localhost") == "127.0.0.1"
 
 
 def test_a_port_in_use_is_named() -> None:
