@@ -9,9 +9,8 @@ from tests.patience import PATIENCE, wait_until
 from tests.serving import run, serving
 
 
-@pytest.mark.parametrize(
-    "options", [["--expert-workers", "0"], pytest.param([], marks=pytest.mark.slow)], ids=["one", "ray"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--expert-workers", "0"], []], ids=["one", "ray"])
 def test_a_recording_that_can_not_be_written_fails_by_name(options: list[str], tmp_path: Path) -> None:
     folder, said = tmp_path / "there", []
     folder.mkdir()
