@@ -11,7 +11,7 @@ from experts.rank import RankSeat
 from router_svc.request import Cancel, EngineRequest
 from tests import checkpoints
 from tests.engines import sampling
-from tests.patience import wait_until
+from tests.patience import PATIENCE, wait_until
 from tests.topologies import running
 
 
@@ -26,21 +26,24 @@ def test_the_rank_that_stands_still_is_the_one_waited_for(tmp_path: Path) -> Non
         slow, other, attention = cluster.seats
         assert attention.order.rank == 2
         cluster.complete([EngineRequest("first", (5, 6, 7), sampling(4))])
-        assert moment(attention).phase == "", "idle ranks wait for nobody"
-        go_on = threading.Event()
+        wait_until(lambda: moment(attention).phase == "", "idle ranks wait for nobody")
+        stands, go_on = threading.Event(), threading.Event()
         assert slow.slots is not None
         forward = slow.slots.forward
 
         def stands_still(layer: int, batch: ExpertBatch) -> torch.Tensor:
-            go_on.wait(60)
+            stands.set()
+            go_on.wait(PATIENCE)
             return forward(layer, batch)
 
         slow.slots.forward = stands_still  # type: ignore[method-assign]
         try:
             cluster.engines[0].post(EngineRequest("r", (5, 6, 7), sampling(900)))
-            wait_until(lambda: "rank 0 (expert)" in moment(attention).peers, "attention waits for rank 0")
+            assert stands.wait(PATIENCE)
+            wait_until(lambda: moment(attention).phase == "combine", "attention waits for the experts' sums")
             found = moment(attention)
-            assert (found.epoch, found.layer, found.phase) == (1, 0, "combine")
+            assert "rank 0 (expert)" in found.peers
+            assert (found.epoch, found.layer) == (1, 0)
             assert found.step >= 4
             at = moment(slow)
             assert (at.step, at.layer, at.phase) == (found.step, 0, ""), "it is not the exchange that it stands in"
