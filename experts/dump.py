@@ -22,8 +22,8 @@ _OURS = ("experts", "router_svc", "cluster")
 @dataclass(frozen=True, slots=True)
 class StepMoment:
     """Where a step thread is. layer: MoE layer, -1 = none of this step yet; phase: what it waits in (header, ids,
-    dispatch, combine), empty where it waits for nobody; seconds: of waiting; peers: from whom nothing is known to have
-    come yet."""
+    dispatch, combine), empty where it waits for nobody; seconds: of waiting; peers: ranks that are not known to have
+    done their part of it yet, be it to send or to receive."""
 
     epoch: int
     step: int

@@ -74,9 +74,10 @@ class GlooGroup(Group):
         backend = self._begin()
         self._tag = (self._tag + 1) % (1 << 30)
         sources = tuple(i for i in range(self.size) if out_counts[i])
+        targets = tuple(j for j in range(self.size) if counts[j])
         works = [backend.recv([out[i]], i, self._tag) for i in sources]
-        works += [backend.send([mine[j]], j, self._tag) for j in range(self.size) if counts[j]]
-        return _Operation(self, works, sources)
+        works += [backend.send([mine[j]], j, self._tag) for j in targets]
+        return _Operation(self, works, sources + targets)
 
     def settle(self) -> None:
         """One operation ended well."""
@@ -101,11 +102,12 @@ class GlooGroup(Group):
 
 @dataclass(slots=True)
 class _Operation:
-    """sources: members that the first of the works receive from; done: works that were waited for."""
+    """peers: of each work, whom it receives from or sends to: gloo sends once the other side receives; done: works that
+    were waited for."""
 
     group: GlooGroup
     works: list[Work]
-    sources: tuple[int, ...]
+    peers: tuple[int, ...]
     done: int = 0
 
     def wait(self) -> bool:
@@ -116,7 +118,7 @@ class _Operation:
         return True
 
     def missing(self) -> tuple[int, ...]:
-        return self.sources[self.done :]
+        return tuple(sorted(set(self.peers[self.done :])))
 
 
 def _listen(host: str) -> tuple[Any, int]:

@@ -16,7 +16,7 @@ class Pending(Protocol):
     def wait(self) -> bool: ...
 
     def missing(self) -> tuple[int, ...] | None:
-        """Members from whom nothing is known to have come yet; None: can't be told. Any thread."""
+        """Members that are not known to have done their part yet; None: that can't be seen. Any thread."""
 
 
 class Group(ABC):

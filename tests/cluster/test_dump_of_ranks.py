@@ -1,12 +1,12 @@
 """A dump names the rank that the others wait for: real exchanges between threads, one of which stands still."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from experts.dump import StepMoment
-from experts.exchange.wire import ExpertBatch
 from experts.rank import RankSeat
 from router_svc.request import Cancel, EngineRequest
 from tests import checkpoints
@@ -21,35 +21,41 @@ def moment(seat: RankSeat) -> StepMoment:
     return found
 
 
+@contextmanager
+def standing_before(owner: object, name: str) -> Iterator[threading.Event]:
+    """Whoever calls this method stands still until the end of the block; the event says that someone does."""
+    stands, go_on = threading.Event(), threading.Event()
+    method = getattr(owner, name)
+
+    def stands_still(*arguments: Any) -> Any:
+        stands.set()
+        go_on.wait(PATIENCE)
+        return method(*arguments)
+
+    setattr(owner, name, stands_still)
+    try:
+        yield stands
+    finally:
+        setattr(owner, name, method)
+        go_on.set()
+
+
 def test_the_rank_that_stands_still_is_the_one_waited_for(tmp_path: Path) -> None:
     with running(checkpoints.make("qwen2_moe", tmp_path), "1+2") as cluster:
         slow, other, attention = cluster.seats
         assert attention.order.rank == 2
         cluster.complete([EngineRequest("first", (5, 6, 7), sampling(4))])
         wait_until(lambda: moment(attention).phase == "", "idle ranks wait for nobody")
-        stands, go_on = threading.Event(), threading.Event()
-        assert slow.slots is not None
-        forward = slow.slots.forward
-
-        def stands_still(layer: int, batch: ExpertBatch) -> torch.Tensor:
-            stands.set()
-            go_on.wait(PATIENCE)
-            return forward(layer, batch)
-
-        slow.slots.forward = stands_still  # type: ignore[method-assign]
-        try:
-            cluster.engines[0].post(EngineRequest("r", (5, 6, 7), sampling(900)))
-            assert stands.wait(PATIENCE)
-            wait_until(lambda: moment(attention).phase == "combine", "attention waits for the experts' sums")
-            found = moment(attention)
-            assert "rank 0 (expert)" in found.peers
-            assert (found.epoch, found.layer) == (1, 0)
-            assert found.step >= 4
-            at = moment(slow)
-            assert (at.step, at.layer, at.phase) == (found.step, 0, ""), "it is not the exchange that it stands in"
-            wait_until(lambda: moment(other).phase == "dispatch", "rank 1 waits for the next layer's tokens")
-            assert moment(other).peers == ("rank 2 (attention)",)
-        finally:
-            slow.slots.forward = forward  # type: ignore[method-assign]
-            go_on.set()
-            cluster.engines[0].post(Cancel("r"))
+        for owner, method, phase in ((slow.slots, "forward", "combine"), (slow.exchange, "dispatch", "dispatch")):
+            with standing_before(owner, method) as stands:
+                cluster.engines[0].post(EngineRequest(phase, (5, 6, 7), sampling(900)))
+                assert stands.wait(PATIENCE)
+                wait_until(lambda phase=phase: moment(attention).phase == phase, f"attention waits in its {phase}")  # type: ignore[misc]
+                found = moment(attention)
+                assert "rank 0 (expert)" in found.peers
+                assert found.epoch == 1
+                assert found.step >= 4
+                assert found.layer >= 0
+                assert (moment(slow).step, moment(slow).phase) == (found.step, ""), "it does not stand in the exchange"
+                wait_until(lambda: moment(other).peers == ("rank 2 (attention)",), "rank 1 waits for attention")
+                cluster.engines[0].post(Cancel(phase))
