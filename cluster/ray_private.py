@@ -77,10 +77,10 @@ class _Sealed(list[str]):
 
 
 @contextmanager
-def our_way_of_starting() -> Iterator[None]:
+def agent_ports() -> Iterator[None]:
     """Inside, `ray.init` starts a Ray whose agents' ports are chosen here, as the raylet waits no longer than 15 s to hear
-    which ones they chose themselves; and it does not start workers through `uv run`, with the folder uploaded."""
-    params, start, uv = parameter.RayParams, services.start_ray_process, ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
+    which ones they chose themselves."""
+    params, start = parameter.RayParams, services.start_ray_process
     listen, metrics, runtime, export = (_agent_port() for _ in range(4))
 
     def start_with_port(command: list[str], process_type: str, *arguments: Any, **options: Any) -> Any:
@@ -96,12 +96,20 @@ def our_way_of_starting() -> Iterator[None]:
         )  # fmt: skip
 
     parameter.RayParams, services.start_ray_process = with_ports, start_with_port
-    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
     try:
         yield
     finally:
         parameter.RayParams, services.start_ray_process = params, start
-        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = uv
+
+
+@contextmanager
+def without_uv() -> Iterator[None]:
+    """Inside, `ray.init` does not have workers started through `uv run`, with the folder uploaded, under `uv run`."""
+    before, ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV, False
+    try:
+        yield
+    finally:
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = before
 
 
 def _agent_port() -> int:

@@ -73,7 +73,7 @@ class RaySession:
             for left in reversed(range(_ATTEMPTS)):
                 before = set(psutil.Process().children(recursive=True))
                 try:
-                    with ray_private.our_way_of_starting():
+                    with ray_private.agent_ports():
                         self._init(
                             address="local", num_cpus=2, include_dashboard=False, object_store_memory=_OBJECT_STORE,
                             _temp_dir=str(self._folder),
@@ -135,10 +135,11 @@ class RaySession:
         return token
 
     def _init(self, **options: Any) -> None:
-        ray.init(
-            namespace=self._namespace, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True,
-            job_config=ray_private.our_path(), **options,
-        )  # fmt: skip
+        with ray_private.without_uv():
+            ray.init(
+                namespace=self._namespace, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True,
+                job_config=ray_private.our_path(), **options,
+            )  # fmt: skip
 
 
 def _kill(processes: set[psutil.Process]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,9 +46,11 @@ class Head:
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
-    """This process's variables without what changes a start."""
+    """This process's variables without what changes a start. Kernels stay where they were compiled, whatever HOME is."""
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("proxy")}
-    return {name: value for name, value in kept.items() if not name.startswith("RAY_")} | changes
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    own = {name: value for name, value in kept.items() if not name.startswith("RAY_")}
+    return own | {"XDG_CACHE_HOME": cache} | changes
 
 
 @contextmanager
@@ -58,7 +61,8 @@ def ray_head(home: Path) -> Iterator[Head]:
     environment = clean_environment(HOME=str(home), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
     port, log = free_port(), home / "head.log"
     flags = ["--block", "--include-dashboard", "false", "--num-cpus", "4", "--port", str(port)]
-    flags += ["--ray-client-server-port", str(free_port()), "--temp-dir", f"/tmp/ty-head-{port}"]
+    folder = Path(f"/tmp/ty-head-{port}")  # short, as sockets lie below it
+    flags += ["--ray-client-server-port", str(free_port()), "--temp-dir", str(folder)]
     with log.open("wb") as out:
         process = subprocess.Popen([RAY, "start", "--head", *flags], env=environment, stdout=out, stderr=out, cwd=home)
     try:
@@ -74,3 +78,4 @@ def ray_head(home: Path) -> Iterator[Head]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         process.wait(PATIENCE)
+        shutil.rmtree(folder, ignore_errors=True)

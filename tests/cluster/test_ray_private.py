@@ -26,16 +26,15 @@ def test_workers_path_is_this_process_s_and_takes_no_current_folder() -> None:
     assert list(job._get_proto_job_config().py_driver_sys_path) == sys.path[::-1]
 
 
-def test_agents_get_ports_and_uv_is_off_while_ray_starts() -> None:
+def test_agents_get_ports_while_ray_starts() -> None:
     before = parameter.RayParams, services.start_ray_process
     ran: list[list[str]] = []
     services.start_ray_process = lambda command, *_, **__: ran.append(command)
     try:
-        with ray_private.our_way_of_starting():
+        with ray_private.agent_ports():
             params = parameter.RayParams(metrics_export_port=None, num_cpus=2)
             services.start_ray_process(["raylet"], ray_constants.PROCESS_TYPE_RAYLET)
             services.start_ray_process(["gcs"], ray_constants.PROCESS_TYPE_GCS_SERVER)
-            assert not ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
     finally:
         services.start_ray_process = before[1]
     assert parameter.RayParams is before[0]
@@ -43,6 +42,23 @@ def test_agents_get_ports_and_uv_is_off_while_ray_starts() -> None:
     assert len(ports) == 3
     assert ran == [["raylet", f"--dashboard_agent_listen_port={params.dashboard_agent_listen_port}"], ["gcs"]]
     assert params.num_cpus == 2
+
+
+_UNDER_UV = """
+from ray._private.worker import _maybe_modify_runtime_env
+from cluster.ray_private import without_uv
+with without_uv():
+    assert _maybe_modify_runtime_env({}, False) == {}
+assert "py_executable" in _maybe_modify_runtime_env({}, False), "this process does not seem to run under uv"
+"""
+
+
+def test_uv_starts_no_workers(tmp_path: Path) -> None:
+    """Under a process that looks like `uv run`: Ray then has workers started by uv, too."""
+    (tmp_path / "run").write_text(
+        f"import subprocess, sys\nsubprocess.run([{sys.executable!r}, '-c', {_UNDER_UV!r}], check=True)\n"
+    )
+    subprocess.run(["uv", "run"], executable=sys.executable, check=True, cwd=tmp_path, timeout=60)
 
 
 def test_the_raylet_knows_the_flag_for_the_agent_s_port() -> None:

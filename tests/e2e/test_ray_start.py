@@ -1,7 +1,6 @@
 """Starts of a private Ray where people run them: foreign folders, proxies, no home, slow agents, a start that fails."""
 
 import json
-import os
 import signal
 import subprocess
 import threading
@@ -35,10 +34,7 @@ def test_serves_from_hostile_surroundings_and_leaves_nothing(tmp_path: Path) -> 
     (tmp_path / "yaml.py").write_text("raise ImportError('not yours')\n")
     long = tmp_path / ("job" * 12) / ("x" * 60)
     long.mkdir(parents=True)
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    surroundings = clean_environment(
-        HOME="/proc/1", XDG_CACHE_HOME=cache, TMPDIR=str(long), http_proxy=DEAD_PROXY, https_proxy=DEAD_PROXY
-    )
+    surroundings = clean_environment(HOME="/proc/1", TMPDIR=str(long), http_proxy=DEAD_PROXY, https_proxy=DEAD_PROXY)
     before = set(Path("/tmp").glob("ty-*"))
     with serving("--dtype", "float32", cwd=tmp_path, env=surroundings) as (process, target, _):
         done = run("chat", "--target", target, "--json", "--temperature", "0", text="/think 300 + 411\n")
