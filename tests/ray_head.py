@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,9 +40,9 @@ class Head:
         found = {}
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                name = " ".join(process.cmdline())
-                if name.startswith("ray::"):
-                    found[name.removeprefix("ray::").split(".")[0]] = process
+                name = re.match(r"ray::(\w+)", " ".join(process.cmdline()))
+                if name:
+                    found[name[1]] = process
         return found
 
 
