@@ -29,6 +29,7 @@ class Ladder:
         self._credit = 0.0  # s of tries that are paid for; below 0 none is made
         self._used = [0] * len(self._rungs)  # number of the spell that each rung was used in last, 0 for none
         self._spells = 0
+        self._long = False  # whether the first piece took a spell
         self._spent = 0.0  # s of this spell, of which _seconds are judged
         self._settling = 0.0  # s that are still not judged
         self._seconds = self._work = 0.0
@@ -43,9 +44,13 @@ class Ladder:
         if len(self._rungs) == 1:
             return
         self._spent += seconds
-        if self._settling > 0.0:
+        if self._settling > 0.0 and seconds < SPELL:
             self._settling -= seconds
             return
+        if (
+            seconds >= SPELL and self._spells == 0
+        ):  # so long that no stall matters: the first try is paid for beforehand
+            self._credit, self._long = -2 * seconds, True
         self._seconds += seconds
         self._work += work
         if self._seconds >= SPELL:
@@ -68,7 +73,7 @@ class Ladder:
         self._credit = max(min(self._credit + SHARE * self._spent, 0.0), -SHARE * LONGEST)
         self._at = self._trying = self._quickest()
         other = min((rung for rung in range(len(self._rungs)) if rung != self._at), key=lambda rung: self._used[rung])
-        if self._credit >= 0.0 or self._costs[other] == _UNKNOWN:
+        if self._credit >= 0.0 or (self._costs[other] == _UNKNOWN and not self._long):
             self._trying = other
 
     def _quickest(self) -> int:

@@ -36,7 +36,7 @@ def test_rungs(most: int, expected: tuple[int, ...]) -> None:
 )
 def test_the_quicker_one_is_found_and_the_other_costs_little(costs: list[float]) -> None:
     ladder = Ladder((1, 2))
-    run(ladder, lambda threads: costs[threads - 1], 2.0)
+    run(ladder, lambda threads: costs[threads - 1], LONGEST)
     speed, spent = run(ladder, lambda threads: costs[threads - 1], 20.0)
     assert speed * min(costs) > 0.92, spent
     slower = spent.get(1 + (costs[1] > costs[0]), 0.0)
@@ -99,3 +99,9 @@ def test_one_terrible_try_is_forgiven_in_time() -> None:
     run(ladder, lambda threads: 2e-3 / threads, LONGEST)
     _, spent = run(ladder, lambda threads: 2e-3 / threads, 5.0)
     assert spent[2] > 0.95 * 5.0, spent
+
+
+def test_long_pieces_start_with_all_threads_and_are_not_tried_at_once() -> None:
+    """A prompt of a large model: few pieces, of which none is to be lost."""
+    _, spent = run(Ladder((1, 2)), lambda threads: 1.0 / threads, 20.0)
+    assert spent.get(1, 0.0) <= 1.0, spent
