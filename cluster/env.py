@@ -26,6 +26,11 @@ _PREFERRED = {
 _BETWEEN_RANKS = {"GOMP_SPINCOUNT": "1000"}
 
 
+def wants_traceback() -> bool:
+    """TOKENYARD_TRACEBACK: whether an error that nobody foresaw is shown with where it came from."""
+    return bool(os.environ.get("TOKENYARD_TRACEBACK"))
+
+
 def ray_address() -> str | None:
     """RAY_ADDRESS: the Ray to join where --ray-address says nothing."""
     return os.environ.get("RAY_ADDRESS") or None

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
+from cluster import env
 from cluster.cli.lazy import load
 from cluster.notes import say
 from experts.errors import UserError
@@ -53,7 +54,7 @@ def run(verb: str) -> int:
     except Exit as done:
         return done.exit_code
     except Exception as error:  # one line; the traceback on request
-        if os.environ.get("TOKENYARD_TRACEBACK"):
+        if env.wants_traceback():
             raise
         return _line(f"{type(error).__name__}: {error} (TOKENYARD_TRACEBACK=1 shows where)", 1)
     return code if isinstance(code, int) else 0
