@@ -51,7 +51,7 @@ class Doors:
             watcher.cancel()
 
     async def _watch(self, door: Any, order: IngressOrder, port: int) -> None:
-        """Open a door again that died: Ray starts its process anew, which then knows no port yet."""
+        """Open a door again that died: Ray starts a new process, which knows no port yet."""
         while True:
             try:
                 await door.ended.remote()

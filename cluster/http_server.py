@@ -22,7 +22,7 @@ from experts.background import watch_task
 log = logging.getLogger(__name__)
 REQUEST_SECONDS = 20.0  # s for a request's head, from the connection's start or the head's first byte
 _LAST_BYTES = 1  # s for answers that are complete to reach their clients
-_AT_ONCE = 64  # connections that asyncio takes in one go; each one that it can't take is an error to be told
+_AT_ONCE = 64  # connections that asyncio takes in one go; each one that it can't take is an error in the log
 _WAITING = 1024  # connections that the system keeps until they are taken
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 

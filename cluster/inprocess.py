@@ -65,7 +65,7 @@ class LocalRank:
         """Run the step loop. ended: called from its thread, should it end before `stop`; then all requests fail."""
 
         def failed(what: str) -> None:
-            ended(what)  # first, so that whoever sees a request fail finds the state degraded
+            ended(what)  # first, so that a client whose request fails finds the state degraded
             self.engine.fail(what)
 
         self._thread = watch_thread("step-loop", self.engine.run, failed, returns=True)

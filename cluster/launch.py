@@ -68,7 +68,7 @@ class RayCluster:
         return self.plan.config.http_port
 
     def start(self, view: LoadingView) -> None:
-        """Bring all up; ready when it returns. Raises UserError for what the user can mend, and StartFailed."""
+        """Bring all up; ready when it returns. Raises UserError for what the user can repair, and StartFailed."""
         loaded = self._start_supervisor()
         self._serve = _Background(self._http.start_serve)
         with self._waiting("the ranks"):

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 class Leases:
     """Lives in the supervisor's event loop. hung: a rank did not answer in `patience` s; trouble: a renewal failed
-    in a way that nobody foresaw, told once until one succeeds, and tried again; ended: no renewals come any more."""
+    unexpectedly (reported once until one succeeds; it is tried again); ended: no renewals come any more."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Leases:
                 told = ""
             except TimeoutError:
                 await self._hung(handle)
-            except RayActorError as error:  # whoever waits on `ended` deals with it
+            except RayActorError as error:  # the watch that waits on `ended` deals with it
                 log.info("%s can't be kept: %s", handle.title, error)
                 return
             except Exception as error:  # one bad call must not cost the rank its life

@@ -1,4 +1,4 @@
-"""A server's notes: the lines it writes for whoever may read them. That nobody can is no reason to stop serving.
+"""A server's notes: the lines it writes for people. That nobody can read them is no reason to stop serving.
 
 Standard output and error of a server drop what can't be written: a full disk, a reader that went away or does not read.
 Knows no server.

@@ -43,8 +43,8 @@ class Balancing:
 @dataclass(frozen=True, slots=True)
 class ServePlan:
     """What a rank or an ingress needs to know to start; picklable. most_threads: of any process, as the machine and the
-    user allow; synthetic: of a simulation, made traffic instead of a model; user_folder: the current one of whoever typed
-    `serve`, where a policy of the user's own is looked for."""
+    user allow; synthetic: of a simulation, made traffic instead of a model; user_folder: the folder that
+    `serve` was started in, where a policy of the user's own is looked for."""
 
     folder: Path
     spec: ModelSpec

@@ -67,7 +67,7 @@ class RankWatch:
                 await asyncio.sleep(RENEW)
         if not reason or self._life.state in ("stopping", "degraded"):
             return
-        await asyncio.sleep(_CULPRIT_WAIT)  # a peer's death breaks the group before Ray tells of it
+        await asyncio.sleep(_CULPRIT_WAIT)  # a peer's death breaks the group before Ray reports it
         if self._life.state != "ready":
             return
         ranks = self._ranks()

@@ -42,7 +42,7 @@ def keep_to_loopback() -> None:
 
 
 def forget_token() -> None:
-    """Have the token and Ray's settings read anew from the environment; both are kept from their first use on."""
+    """Have the token and Ray's settings read from the environment again; both are kept from their first use on."""
     AuthenticationTokenLoader.instance().reset_cache()
     Config.initialize("")
 

@@ -1,6 +1,6 @@
 """Background tasks and threads with a name, whose unexpected end is never silent.
 
-Every task and thread of ours starts here; tests/test_background_starts.py holds this. Whoever starts one says what its
+Every task and thread of ours starts here; tests/test_background_starts.py holds this. The starter says what its
 unexpected end means: `ended` degrades what depends on it, `end_process` ends the process, `only_log` is for what others
 find out by themselves. Unexpected is any exception, SystemExit and KeyboardInterrupt included, a cancellation that
 nobody asked of the task, and, unless `returns`, the return of the work. Knows no Ray, no torch and no work.
@@ -71,7 +71,7 @@ def only_log(what: str) -> None:
 
 
 def end_process(what: str) -> None:
-    """For work without which its process is of no use; whoever keeps the process starts another."""
+    """For work without which its process is of no use; its keeper starts another."""
     log.critical("%s: this process ends", what)
     logging.shutdown()
     os._exit(1)

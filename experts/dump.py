@@ -23,7 +23,7 @@ _OURS = ("experts", "router_svc", "cluster")
 class StepMoment:
     """Where a step thread is. layer: MoE layer, -1 = none of this step yet; phase: what it waits in (header, ids,
     dispatch, combine), empty where it waits for nobody; seconds: of waiting; peers: ranks that are not known to have
-    done their part of it yet, be it to send or to receive."""
+    sent or received their part of it yet."""
 
     epoch: int
     step: int

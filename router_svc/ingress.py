@@ -104,7 +104,7 @@ class Ingress:
         self.service = Service(text, engines, order.limits, order.info, IngressMetrics())
         version = await self._look(-1, engines, also)  # the first request must not find "starting"
         work = self._follow(version, engines, also)
-        # An ingress that does not know the state serves nobody; Ray starts its process anew.
+        # An ingress that does not know the state serves nobody; Ray starts another process.
         self._following = watch_task("state of the cluster", work, end_process, returns=True)
         return self.service
 

@@ -53,7 +53,7 @@ class EngineRequest:
     deadline is in seconds from arrival, None = none;
     priority: lower first. prompt_ids: at least one id, all inside the vocabulary (checked by the ingress).
     request_id: the caller's, with its key's hash where there are keys, so that callers can't meet each other's;
-    body: hash of what the call asks for, by which a call that comes again is told from another with its id.
+    body: hash of what the call asks for, which tells whether a call with a known id is the same call.
     """
 
     request_id: str

@@ -1,4 +1,4 @@
-"""One process: a part that ends though it never should is told by status, health and events."""
+"""One process: a part that ends though it never should shows in status, health and events."""
 
 import json
 import re

@@ -45,7 +45,7 @@ def ask(policy: Policy, situation: Situation) -> Placement:
         placement = policy.plan(_read_only(situation))
     except PolicyFailed:
         raise
-    except Exception as error:  # a bug of ours, or of whoever embeds this
+    except Exception as error:  # a bug of ours, or of the embedding program
         raise PolicyFailed(
             f"policy {policy.name!r} raised {type(error).__name__}: {error}", "a placement", "plan"
         ) from error
