@@ -1,19 +1,18 @@
 """One Ray for all end-to-end tests of a run, and clusters on it one after the other."""
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 from ray import serve
 
 from cluster.config import ServeConfig
 from cluster.launch import RayCluster
 from cluster.loading import LoadingView
 from cluster.plan import make_plan
+from cluster.ray_session import RaySession
 from tests.ports import free_port
 
 Starter = Callable[..., AbstractContextManager[RayCluster]]
@@ -22,14 +21,14 @@ Starter = Callable[..., AbstractContextManager[RayCluster]]
 @pytest.fixture(scope="session")
 def http_port() -> Iterator[int]:
     """Starts Ray and Serve, which clusters find there: Serve has one proxy, on this port."""
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False,
-        logging_level=logging.ERROR, namespace="tests",
-    )  # fmt: skip
-    port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
-    yield port
-    ray.shutdown()
+    session = RaySession("local", "tests")
+    try:
+        session.start()
+        port = free_port()
+        serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
+        yield port
+    finally:
+        session.end(clean=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What a running `serve` listens on: nothing beyond loopback unless told to, whoever of its processes opens the port."""
+"""What the processes of a running `serve` listen on, nothing beyond loopback unless asked to; and their niceness."""
 
 import ipaddress
 import signal
@@ -24,9 +24,13 @@ def is_loopback(place: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def test_everything_listens_on_loopback() -> None:
+def test_everything_listens_on_loopback_and_is_as_nice_as_the_server() -> None:
     with serving() as (process, _, _):
         found = addresses(process.pid)
         assert len(found) > 10, "gcs, raylet, agents, doors, links and exchanges all listen"
         assert not {place: who for place, who in found.items() if not is_loopback(place)}
+        server = psutil.Process(process.pid)
+        family = server.children(recursive=True)
+        nicer = [p.name() for p in family if p.nice() != server.nice()]
+        assert not nicer, "beside a busy program, processes of a higher niceness get next to nothing"
         end(process, signal.SIGTERM)
