@@ -97,8 +97,7 @@ def test_top_keeps_its_last_picture_after_ctrl_c(server: RunningServer) -> None:
     try:
         wait_until(lambda: read() and b"balancedness" in seen, "a picture")
         process.send_signal(signal.SIGINT)
-        while read():
-            continue
+        wait_until(lambda: not read(), "the end of top")
         assert process.wait(PATIENCE) == 0
         assert b"balancedness" in seen.rpartition(b"\x1b[?1049l")[2], "after the screen of its own"
     finally:
