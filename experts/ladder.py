@@ -11,6 +11,7 @@ import math
 
 SPELL = 0.05  # s of work that a number of threads is judged by: several turns of the machine's scheduler
 SETTLE = 0.01  # s after a change that are not judged: a thread that wakes needs some to find a core of its own
+WARM = 0.3  # s at first that are not judged: fresh memory and cold caches cost as much as stalls do
 SHARE = 0.02  # of the time, for tries
 LONGEST = 30.0  # s of work until the next try, however long the last one took
 _UNKNOWN = math.inf
@@ -31,7 +32,7 @@ class Ladder:
         self._spells = 0
         self._long = False  # whether the first piece took a spell
         self._spent = 0.0  # s of this spell, of which _seconds are judged
-        self._settling = 0.0  # s that are still not judged
+        self._settling = WARM  # s that are still not judged
         self._seconds = self._work = 0.0
 
     @property
@@ -47,10 +48,8 @@ class Ladder:
         if self._settling > 0.0 and seconds < SPELL:
             self._settling -= seconds
             return
-        if (
-            seconds >= SPELL and self._spells == 0
-        ):  # so long that no stall matters: the first try is paid for beforehand
-            self._credit, self._long = -2 * seconds, True
+        if seconds >= SPELL and self._spells == 0:
+            self._credit, self._long = -2 * seconds, True  # no stall matters: the first try is paid for beforehand
         self._seconds += seconds
         self._work += work
         if self._seconds >= SPELL:
