@@ -1,6 +1,7 @@
 """The balancer over threads with real gloo and real transfers: hot experts get copies, answers stay, failures are told."""
 
 import asyncio
+import itertools
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -43,12 +44,14 @@ def test_hot_experts_get_copies_or_change_places_and_answers_stay(topology: str,
 
         async def live() -> None:
             task = asyncio.create_task(balancer.run())
-            for seed in (1, 2, 1):
-                for turn in range(4):
-                    again = renamed(requests(seed), f"-{turn}-{seed}")
-                    assert await asyncio.to_thread(cluster.complete, again) == quiet[seed]
-                    await asyncio.sleep(0.3)
-            task.cancel()
+            turns = itertools.count()
+            while (turn := next(turns)) < 12 or not balancer.experts_moved:
+                seed = 1 + turn // 4 % 2
+                again = renamed(requests(seed), f"-{turn}-{seed}")
+                assert await asyncio.to_thread(cluster.complete, again) == quiet[seed]
+                await asyncio.sleep(0.3)
+            async with balancer.quiet:  # no move is under way
+                task.cancel()
 
         asyncio.run(live())
         kinds = [event["kind"] for event in events.told()]
