@@ -2,8 +2,8 @@
 
 import itertools
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from collections.abc import Generator
+from contextlib import closing, nullcontext, suppress
 from typing import Annotated, Any
 
 import numpy as np
@@ -27,15 +27,19 @@ def top(target: Target = "127.0.0.1:50051", interval: Every = 1.0, count: Count 
     """Watch ranks, loads, replicas and moves."""
     console = Console()
     picture = None
-    with connect(target) as client, suppress(KeyboardInterrupt):
-        for picture in _looks(client, interval, count, console):
+    with (
+        connect(target) as client,
+        suppress(KeyboardInterrupt),
+        closing(_looks(client, interval, count, console)) as looks,
+    ):
+        for picture in looks:
             if not console.is_terminal:
                 Console(width=_WIDE).print(picture)
     if console.is_terminal and picture is not None:
-        console.print(picture)  # the view's own screen is gone with it
+        console.print(picture)  # the view's own screen, closed by now, took it along
 
 
-def _looks(client: Any, interval: float, count: int, console: Console) -> Iterator[Group]:
+def _looks(client: Any, interval: float, count: int, console: Console) -> Generator[Group]:
     """A picture every `interval` seconds; in a terminal it is shown on a screen of its own."""
     terminal = console.is_terminal
     with Live(console=console, auto_refresh=False, screen=terminal) if terminal else nullcontext() as live:
