@@ -4,8 +4,6 @@ Each has no public way in that version; the docstrings say what it is for.
 """
 
 import json
-import random
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +24,8 @@ from ray.serve._private import api as serve_api
 from ray.serve._private import client as serve_client
 from ray.serve.context import _get_global_client
 
-_AGENT_PORTS = range(20000, 30000)  # below what systems give out by themselves, above Ray's workers'
+from experts.address import free_port
+from experts.membership import HERE
 
 
 class WantsToken(Exception):
@@ -81,7 +80,7 @@ def agent_ports() -> Iterator[None]:
     """Inside, `ray.init` starts a Ray whose agents' ports are chosen here, as the raylet waits no longer than 15 s to hear
     which ones they chose themselves."""
     params, start = parameter.RayParams, services.start_ray_process
-    listen, metrics, runtime, export = (_agent_port() for _ in range(4))
+    listen, metrics, runtime, export = (free_port(HERE) for _ in range(4))
 
     def start_with_port(command: list[str], process_type: str, *arguments: Any, **options: Any) -> Any:
         """The raylet has a flag for this port too, which Ray does not set."""
@@ -110,17 +109,6 @@ def without_uv() -> Iterator[None]:
         yield
     finally:
         ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = before
-
-
-def _agent_port() -> int:
-    while True:
-        port = random.choice(_AGENT_PORTS)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 def versions(address: str, seconds: float) -> tuple[str, str]:

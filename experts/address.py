@@ -1,11 +1,14 @@
 """Hosts and ports: joined, taken apart and listened on, and what it means when that fails. Knows no protocol."""
 
 import errno
+import random
 import socket
 from contextlib import ExitStack
 
 from experts.errors import UserError
 
+_QUIET_PORTS = range(20000, 30000)  # below what systems give out by themselves, above Ray's workers'
+_TRIES = 64
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -66,12 +69,18 @@ def check_port(host: str, port: int, flag: str) -> None:
 
 
 def free_port(host: str) -> int:
-    """A port that nobody listens on now at any of a host's addresses."""
-    bound = listeners(host, 0, "port")
-    port = int(bound[0].getsockname()[1])
-    for sock in bound:
-        sock.close()
-    return port
+    """A port that nobody listens on now at any of a host's addresses, for a program that binds it later: none of those
+    that the system gives to connections and listeners meanwhile. Raises UserError when there is none."""
+    for port in random.sample(_QUIET_PORTS, _TRIES):
+        try:
+            bound = listeners(host, port, "port")
+        except UserError as error:
+            refused = error
+            continue
+        for sock in bound:
+            sock.close()
+        return port
+    raise refused
 
 
 def _bound(address: str, port: int) -> socket.socket:

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +65,13 @@ def test_a_port_in_use_is_named() -> None:
         with pytest.raises(UserError, match=rf"--grpc-port on 127\.0\.0\.1: found port {port} in use"):
             check_port("127.0.0.1", port, "--grpc-port")
     check_port("127.0.0.1", free_port("127.0.0.1"), "--grpc-port")
+
+
+def test_a_free_port_is_none_that_the_system_gives_meanwhile() -> None:
+    first, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert free_port("127.0.0.1") < first
+    with pytest.raises(UserError, match="which is not here"):
+        free_port("192.0.2.7")
 
 
 @pytest.mark.parametrize("host", ["192.0.2.7", "2001:db8::7"])
