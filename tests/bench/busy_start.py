@@ -8,29 +8,14 @@ same priority as what is started.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 
 from router_svc.client import Client
+from tests.bench.busy import busy_cores
 from tests.serving import serving
-
-LOOP = "while True: pass"
-
-
-@contextmanager
-def busy_loops(count: int) -> Iterator[None]:
-    """One loop per core, or none."""
-    loops = [subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
 
 
 def serve_once() -> float:
@@ -62,7 +47,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     once = {"serve": serve_once, "demo": demo_once}[options.what]
-    with busy_loops(len(os.sched_getaffinity(0)) if options.busy else 0):
+    with busy_cores() if options.busy else nullcontext():
         for number in range(options.count):
             row: dict[str, object] = {"what": options.what, "busy": options.busy, "start": number + 1}
             try:

@@ -18,7 +18,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from statistics import fmean, median
 from typing import Any
 
 from router_svc.client import CallError, Client
+from tests.bench.busy import busy_cores
 from tests.bench.figures import READY, TOKENYARD
 
 WARM = 1.0  # s before counting begins
@@ -94,21 +94,6 @@ def served(topology: str, setting: str) -> Iterator[Client]:
     finally:
         server.terminate()
         server.wait(60)
-
-
-@contextlib.contextmanager
-def busy_cores() -> Iterator[None]:
-    """An endless loop on every core that this process may use."""
-    loops = [
-        subprocess.Popen(["taskset", "-c", str(core), sys.executable, "-c", "while True: pass"])
-        for core in sorted(os.sched_getaffinity(0))
-    ]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
 
 
 def rate(client: Client, streams: int, seconds: float) -> float:
