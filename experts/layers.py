@@ -47,7 +47,7 @@ class ExpertLayers:
         with self.crew.aside():
             handle = self.exchange.dispatch(layer, x, route)
             y = self._compute(layer, handle.wait())
-            return self.exchange.combine(handle, y).wait()
+            return handle.combine(y).wait()
 
     def _compute(self, layer: int, batch: ExpertBatch) -> torch.Tensor:
         """[N, H] float32: what this rank's experts make of the rows that arrived here."""

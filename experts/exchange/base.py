@@ -1,7 +1,7 @@
 """The Exchange interface: a step's header, dispatch of tokens to experts, combine of their outputs.
 
 `dispatch` itself promises no lockstep; transports built on collectives require every member to call
-open_step, dispatch and combine in the same order. All calls come from the rank's step thread.
+open_step, dispatch and the handle's combine in the same order. All calls come from the rank's step thread.
 """
 
 from abc import ABC, abstractmethod
@@ -26,16 +26,20 @@ class ExchangeCounters:
     combine_seconds: float = 0.0
 
 
-class DispatchHandle(Protocol):
-    """A dispatch under way. `wait` returns what arrived here; call it once, before `combine`."""
-
-    def wait(self) -> ExpertBatch: ...
-
-
 class CombineHandle(Protocol):
     """A combine under way. `wait` returns [T, H] float32, the sum over this token's experts."""
 
     def wait(self) -> torch.Tensor: ...
+
+
+class DispatchHandle(Protocol):
+    """A dispatch under way: call `wait` once, then `combine` once."""
+
+    def wait(self) -> ExpertBatch:
+        """What arrived here, N rows."""
+
+    def combine(self, y: torch.Tensor) -> CombineHandle:
+        """Send back y [N, H] float32, one weighted sum per row of the batch that `wait` returned."""
 
 
 class Exchange(ABC):
@@ -58,10 +62,6 @@ class Exchange(ABC):
     @abstractmethod
     def dispatch(self, layer: int, x: torch.Tensor, route: Route) -> DispatchHandle:
         """Send x [T, H] to the ranks that hold its experts of MoE layer `layer`; T may be 0."""
-
-    @abstractmethod
-    def combine(self, handle: DispatchHandle, y: torch.Tensor) -> CombineHandle:
-        """Send back y [N, H] float32, one weighted sum per row of the batch that `handle` brought."""
 
     @abstractmethod
     def moment(self) -> StepMoment:

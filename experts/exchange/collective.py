@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 
 from experts.dump import StepMoment
-from experts.exchange.base import CombineHandle, DispatchHandle, Exchange, ExchangeCounters
+from experts.exchange.base import DispatchHandle, Exchange, ExchangeCounters
 from experts.exchange.block import BlockForm, Blocks, Stamp, write_stamp
-from experts.exchange.flight import Combine, Dispatch, Plan
+from experts.exchange.flight import Dispatch, Plan
 from experts.exchange.guard import GuardedGroup
 from experts.exchange.routing import Tables
 from experts.exchange.sizes import COLLECTIVE_BYTES, bucket, pads
@@ -163,13 +163,6 @@ class CollectiveExchange(Exchange):
         self.counters.layers += 1
         self.counters.dispatch_seconds += time.perf_counter() - started
         return handle
-
-    def combine(self, handle: DispatchHandle, y: torch.Tensor) -> CombineHandle:
-        assert isinstance(handle, Dispatch), type(handle)
-        started = time.perf_counter()
-        combine = Combine(handle, y)
-        self.counters.combine_seconds += time.perf_counter() - started
-        return combine
 
     def moment(self) -> StepMoment:
         return self._group.moment(self._layer)

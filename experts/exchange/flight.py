@@ -54,6 +54,12 @@ class Dispatch:
         group.counters.dispatch_seconds += time.perf_counter() - started
         return replace(_joined(parts), rows=tuple(self.counts))
 
+    def combine(self, y: torch.Tensor) -> "Combine":
+        started = time.perf_counter()
+        combine = Combine(self, y)
+        self.group.counters.combine_seconds += time.perf_counter() - started
+        return combine
+
     def _pack(self, x: torch.Tensor, weights: torch.Tensor) -> None:
         routing, blocks = self.plan.routing, self._blocks.to_send()
         for j, room in self.plan.send.items():

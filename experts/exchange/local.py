@@ -13,6 +13,16 @@ from experts.placement import Placement
 
 
 @dataclass(slots=True)
+class LocalCombine:
+    """Has its sums at once."""
+
+    sums: torch.Tensor
+
+    def wait(self) -> torch.Tensor:
+        return self.sums
+
+
+@dataclass(slots=True)
 class LocalDispatch:
     """Has its batch at once."""
 
@@ -21,15 +31,8 @@ class LocalDispatch:
     def wait(self) -> ExpertBatch:
         return self.batch
 
-
-@dataclass(slots=True)
-class LocalCombine:
-    """Has its sums at once."""
-
-    sums: torch.Tensor
-
-    def wait(self) -> torch.Tensor:
-        return self.sums
+    def combine(self, y: torch.Tensor) -> CombineHandle:
+        return LocalCombine(y)
 
 
 class LocalExchange(Exchange):
@@ -64,9 +67,6 @@ class LocalExchange(Exchange):
         self.counters.layers += 1
         self.counters.dispatch_seconds += time.perf_counter() - started
         return LocalDispatch(ExpertBatch(x, slots, route.weights))
-
-    def combine(self, handle: DispatchHandle, y: torch.Tensor) -> CombineHandle:
-        return LocalCombine(y)
 
     def close(self) -> None:
         self._lookup = []

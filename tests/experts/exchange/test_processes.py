@@ -73,7 +73,7 @@ def member_main(port: int, rank: int, told: Connection) -> None:
             exchange.open_step(StepWish(decode=own, prefill=int(rank == 2)))
             x, ids, weights = random_inputs(own, FORM, 4, seed=step)
             handle = exchange.dispatch(0, x, Route(ids, weights))
-            exchange.combine(handle, torch.zeros(handle.wait().x.shape)).wait()
+            handle.combine(torch.zeros(handle.wait().x.shape)).wait()
             if step == 20:
                 told.send("running")
     except RankLost as lost:
