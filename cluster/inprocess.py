@@ -171,13 +171,15 @@ class LocalServer:
         if self._recording is not None:
             self._collector = LoadCollector(self.rank.exchange.epoch, plan.placement, [0], [0])
             self._taking = watch_task("loads", self._record(self._recording), partial(self._note, "recording"))
-        self.service = Service(text, engines, plan.limits, plan.info, IngressMetrics())
+        self.service = Service(text, engines, plan.limits, plan.info, IngressMetrics(plan.name))
         admin = LocalAdmin(plan, self.rank, engines, self.events)
         self.grpc = GrpcServer(self.service, admin, plan.config.host, plan.config.grpc_port)
         await self.grpc.start()
         where = partial(joined, plan.config.host)
         self._note("door", f"gRPC listens on {where(self.grpc.port)}")
-        self._http = HttpServer(build_app(self.service, admin), plan.config.host, plan.config.http_port)
+        self._http = HttpServer(
+            build_app(self.service, admin, process="server"), plan.config.host, plan.config.http_port
+        )
         await self._http.start(self._degrade)
         self._note("door", f"HTTP listens on {where(self.http_port)}")
         self.rank.start(self._failed)

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from cluster.status import BalancerView, RankView, StatusBook
 from experts.placement import Placement
+from router_svc.api.metrics import metrics_page, process_metrics
 
 # (name, help, how to read it from an engine's stats)
 _ENGINE_GAUGES = (
@@ -58,10 +59,12 @@ def rank_metrics(
 ) -> str:
     """Prometheus text of all ranks, of where experts are, and of the balancer."""
     book.look(views)
-    registry = CollectorRegistry()
-    registry.register(_Page(views, book))
-    registry.register(_BalancerPage(placement, balancer or BalancerView()))
-    return generate_latest(registry).decode()
+    return metrics_page([_Page(views, book), _BalancerPage(placement, balancer or BalancerView())], book.model)
+
+
+def process_page(own: str, views: Sequence[RankView], model: str) -> str:
+    """Prometheus text of this process, named `own`, and of the memory of the ranks' processes."""
+    return metrics_page([process_metrics(own), _RankMemory(views)], model)
 
 
 class _Families(Collector):
@@ -97,6 +100,22 @@ class _Page(Collector):
         yield tokens
         last, _ = self._book.balancedness
         yield GaugeMetricFamily("tokenyard_eplb_balancedness", "Mean rank load over the busiest rank's.", value=last)
+
+
+class _RankMemory(Collector):
+    """Under the name that Prometheus has for any process's; a rank that is dead or silent has no sample."""
+
+    def __init__(self, views: Sequence[RankView]) -> None:
+        self._views = views
+
+    def collect(self) -> Iterator[Metric]:
+        memory = GaugeMetricFamily(
+            "process_resident_memory_bytes", "Resident memory size in bytes.", labels=["process"]
+        )
+        for view in self._views:
+            if view.memory_bytes:
+                memory.add_metric([f"rank {view.member.rank}"], float(view.memory_bytes))
+        yield memory
 
 
 class _BalancerPage(Collector):

@@ -59,10 +59,12 @@ class BalancerView:
 
 
 class StatusBook:
-    """Remembers the last window, so that loads are recent ones. A window ends when it is asked for and has tokens."""
+    """Remembers the last window, so that loads are recent ones. A window ends when it is asked for and has tokens.
+
+    model: the served name."""
 
     def __init__(self, model: str, slots_per_rank: int) -> None:
-        self._model = model
+        self.model = model
         self._slots = slots_per_rank
         self._before: dict[int, IntArray] = {}
         self._window: dict[int, IntArray] = {}
@@ -115,7 +117,7 @@ class StatusBook:
         loads = self.loads()
         last, mean = self.balancedness
         return {
-            "model": self._model,
+            "model": self.model,
             "epoch": epoch,
             "placement_version": placement_version,
             "state": state,

@@ -23,7 +23,7 @@ from cluster.dumps import cluster_dump
 from cluster.events import EventLog
 from cluster.lifecycle import Lifecycle
 from cluster.members import change_members
-from cluster.metrics import merge_pages, rank_metrics
+from cluster.metrics import merge_pages, process_page, rank_metrics
 from cluster.plan import ServePlan
 from cluster.rank_watch import RankWatch, end_of
 from cluster.ranks import RankHandle, RayPort, policy_of, start_rank
@@ -190,12 +190,10 @@ class Supervisor:
 
     async def metrics(self, ingress_page: str) -> str:
         """Prometheus text of the whole cluster: an ingress's own page, the doors' and the ranks'."""
-        return merge_pages([ingress_page, *await self._doors.pages()]) + rank_metrics(
-            await self._reports.views(self._ranks, self._life.seat_states),
-            self._book,
-            self._placement,
-            self._balancer_view,
-        )
+        views = await self._reports.views(self._ranks, self._life.seat_states)
+        own = process_page("supervisor", views, self._book.model)
+        merged = merge_pages([ingress_page, *await self._doors.pages(), own])
+        return merged + rank_metrics(views, self._book, self._placement, self._balancer_view)
 
     async def stop(self, grace: float = 0.0) -> RecordingEnd:
         """Have ingresses see requests out for `grace` seconds, end the step loops together, then the ranks' processes.

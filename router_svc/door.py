@@ -3,8 +3,6 @@
 import asyncio
 from typing import Any
 
-from prometheus_client import generate_latest
-
 from experts.dump import ProcessDump, dump_here
 from experts.errors import UserError
 from router_svc.api.grpc_server import GrpcServer
@@ -33,9 +31,9 @@ class Door:
 
     async def metrics(self) -> str:
         """Prometheus text of this ingress."""
-        if self._ingress is None or self._ingress.service is None:
+        if self._ingress is None or self._ingress.service is None or self._server is None:
             raise UserError("a door that has not started", "a started one", "door")
-        return generate_latest(self._ingress.service.metrics.registry).decode()
+        return self._ingress.service.metrics.page(f"grpc {self._server.port}")
 
     async def dump(self, name: str) -> ProcessDump:
         """What this process is doing; `name` is shown."""

@@ -101,7 +101,7 @@ class Ingress:
         secret, addresses = await self._supervisor.links.remote()
         engines = LinkEngines(secret)
         await engines.connect(addresses)
-        self.service = Service(text, engines, order.limits, order.info, IngressMetrics())
+        self.service = Service(text, engines, order.limits, order.info, IngressMetrics(order.info.name))
         version = await self._look(-1, engines, also)  # the first request must not find "starting"
         work = self._follow(version, engines, also)
         # An ingress that does not know the state serves nobody; Ray starts another process.

@@ -21,7 +21,8 @@ _LOOK = 3.0  # s to find out what listens where a call failed
 def connect(target: str) -> Iterator[Any]:
     """A client for HOST:PORT. Raises UserError for another form and for a port of HTTP.
 
-    A failed call becomes one line and an exit code: 2 for a refused argument, 1 for work that failed.
+    A failed call becomes one line and an exit code: 2 for a refused argument, and for what this server can't do
+    the way it was started; 1 for work that failed.
     """
     host, port = _parts(target)
     module = load("router_svc.client")
@@ -32,7 +33,7 @@ def connect(target: str) -> Iterator[Any]:
             if error.code == "UNAVAILABLE":
                 _look(host, port, target)
             say(f"tokenyard: {error}")
-            sys.exit(2 if error.code == "INVALID_ARGUMENT" else 1)
+            sys.exit(2 if error.code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION") else 1)
 
 
 def checked(text: str, where: str) -> str:

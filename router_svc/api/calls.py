@@ -6,7 +6,7 @@ from typing import Any
 
 from router_svc.request import Code, Timings, TokenLogprob
 
-_LONGEST_MESSAGE = 1000  # characters; a gRPC client drops trailers over 8 to 16 KB, and with them the code
+LONGEST_MESSAGE = 1000  # characters; a gRPC client drops trailers over 8 to 16 KB, and with them the code
 _LONGEST_FOUND = 200  # characters of what a caller sent
 
 
@@ -19,7 +19,7 @@ class ApiError(Exception):
     def __init__(self, code: Code, message: str, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.code = code
-        self.message = shortened(message, _LONGEST_MESSAGE)
+        self.message = shortened(message, LONGEST_MESSAGE)
         self.param = param
         self.retry_after = retry_after
 

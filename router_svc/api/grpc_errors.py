@@ -9,7 +9,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from experts.errors import UserError
-from router_svc.api.calls import ApiError
+from router_svc.api.calls import LONGEST_MESSAGE, ApiError, shortened
 from router_svc.request import Code
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class DecodeErrors(grpc.aio.ServerInterceptor):
 
 
 def guarded(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """A unary method whose ApiErrors become codes, and whose bugs become INTERNAL and a log line."""
+    """A unary method whose ApiErrors become codes, UserErrors FAILED_PRECONDITION, and bugs INTERNAL and a log line."""
 
     @wraps(method)
     async def call(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
@@ -62,8 +62,8 @@ def guarded(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[An
             await abort(context, error)
         except grpc.aio.AbortError:
             raise
-        except UserError as error:
-            await abort(context, ApiError(Code.INVALID_ARGUMENT, str(error)))
+        except UserError as error:  # arguments raise ApiErrors: this is about what runs, and how it was started
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, shortened(str(error), LONGEST_MESSAGE))
         except Exception:  # told to the log, not to the client
             log.exception("%s failed", method.__name__)
             await abort(context, ApiError(Code.INTERNAL, "the server failed on this call; its log says why"))

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.metadata import version
 from typing import Any
 
-from prometheus_client import generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -29,11 +28,14 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class HttpFace:
-    """Handlers by route. reasoning_field: "reasoning" or "reasoning_content"."""
+    """Handlers by route. process: this process's name in metrics; reasoning_field: "reasoning" or "reasoning_content"."""
 
-    def __init__(self, service: Service, admin: AdminBackend, reasoning_field: str = "reasoning") -> None:
+    def __init__(
+        self, service: Service, admin: AdminBackend, process: str = "http", reasoning_field: str = "reasoning"
+    ) -> None:
         self._service = service
         self._admin = admin
+        self._process = process
         self._completions = CompletionAnswering(service)
         self._chats = ChatAnswering(service, reasoning_field)
 
@@ -64,8 +66,8 @@ class HttpFace:
         return JSONResponse({"version": version("tokenyard")})
 
     async def metrics(self, request: Request) -> Response:
-        own = generate_latest(self._service.metrics.registry).decode()
-        return PlainTextResponse(await self._admin.metrics(own), media_type="text/plain; version=0.0.4")
+        page = await self._admin.metrics(self._service.metrics.page(self._process))
+        return PlainTextResponse(page, media_type="text/plain; version=0.0.4")
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model_object()]})
@@ -122,9 +124,11 @@ class HttpFace:
         }
 
 
-def build_app(service: Service, admin: AdminBackend, reasoning_field: str = "reasoning") -> Starlette:
-    """The ASGI app over a service."""
-    return HttpFace(service, admin, reasoning_field).app()
+def build_app(
+    service: Service, admin: AdminBackend, process: str = "http", reasoning_field: str = "reasoning"
+) -> Starlette:
+    """The ASGI app over a service. process: this process's name in metrics."""
+    return HttpFace(service, admin, process, reasoning_field).app()
 
 
 async def _timely(request: Request, pause: float) -> AsyncIterator[bytes]:

@@ -117,7 +117,7 @@ def test_one_process_has_nothing_to_balance(server: RunningServer) -> None:
     with grpc.insecure_channel(server.target) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             rpc.AdminStub(channel).Rebalance(pb.RebalanceRequest(dry_run=True))
-        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
         assert "rebalance: found one process" in caught.value.details()
 
 
