@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from cluster.origins import read_origins
 from experts.errors import UserError
 from router_svc.text.parser_names import PARSERS
 
@@ -58,6 +59,9 @@ class ServeConfig:
     host: str = option("127.0.0.1", "Address to listen on.")
     grpc_port: int = option(50051, "Port of the gRPC server, 0 = any free one.", 0, 65535)
     http_port: int = option(8000, "Port of the HTTP server, 0 = any free one.", 0, 65535)
+    allowed_origins: str | None = option(
+        None, "Origins whose web pages may call (CORS), with commas between them; * = any. Default: none."
+    )
     ray_address: str | None = option(None, "Join this running Ray instead of starting a private one.")
 
     @property
@@ -71,6 +75,11 @@ class ServeConfig:
         if self.expert_workers is not None:
             return self.expert_workers
         return 0 if self.colocate else 2
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Origins whose web pages may call over HTTP. Raises UserError for what is none."""
+        return read_origins(self.allowed_origins or "", "--allowed-origins")
 
     @property
     def expert_seats(self) -> int:
@@ -91,6 +100,7 @@ class ServeConfig:
             raise UserError(
                 f"{self.expert_seats} rank with experts", "at least 2, between which experts can move", "--enable-eplb"
             )
+        _ = self.origins
         if self.grpc_port == self.http_port and self.grpc_port:
             raise UserError(f"{self.http_port}, the gRPC port", "another port", "--http-port")
 

@@ -7,6 +7,7 @@ from typing import Any
 from ray import serve
 
 from cluster import local_http, ray_private
+from cluster.http_server import KEEP_ALIVE
 from experts.errors import UserError
 from router_svc.ingress import IngressOrder
 from router_svc.serve_app import HttpReplica
@@ -37,7 +38,12 @@ class HttpDoor:
         self._started = True
         with ray_private.patient_serve(_PROXY):
             serve.start(
-                http_options={"host": self._host, "port": self._port, "location": "HeadOnly"},
+                http_options={
+                    "host": self._host,
+                    "port": self._port,
+                    "location": "HeadOnly",
+                    "keep_alive_timeout_s": KEEP_ALIVE,
+                },
                 logging_config={"log_level": "WARNING", "enable_access_log": False},
             )
 

@@ -1,7 +1,8 @@
 """HTTP in one process: an ASGI app under uvicorn, in an event loop that others use too. Knows nothing of the app.
 
-A connection whose next request does not come is closed after REQUEST_SECONDS. Without file descriptors the server says
-so once a second and takes new connections again a second after there are some.
+A connection without a request is closed after REQUEST_SECONDS, one whose next request does not come after KEEP_ALIVE.
+Without file descriptors the server says so once a second, closes connections that wait for their next request, and takes
+new ones again a second after there are some.
 """
 
 import asyncio
@@ -16,11 +17,13 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from cluster.request_ids import RequestIds
 from experts.address import listeners
 from experts.background import watch_task
 
 log = logging.getLogger(__name__)
 REQUEST_SECONDS = 20.0  # s for a request's head, from the connection's start or the head's first byte
+KEEP_ALIVE = 90  # s from an answer to the next request: longer than load balancers keep their connections (60 to 75)
 _LAST_BYTES = 1  # s for answers that are complete to reach their clients
 _AT_ONCE = 64  # connections that asyncio takes in one go; each one that it can't take is an error in the log
 _WAITING = 1024  # connections that the system keeps until they are taken
@@ -30,11 +33,14 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class HttpServer:
     """Owns the port. `start` and `stop` in one event loop; ended: called when it ended though nobody stopped it."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int, request_seconds: float = REQUEST_SECONDS) -> None:
+    def __init__(
+        self, app: ASGIApp, host: str, port: int, request_seconds: float = REQUEST_SECONDS, keep_alive: int = KEEP_ALIVE
+    ) -> None:
         self._host, self._wanted = host, port
+        self._protocol: Any = _patient(request_seconds)
         config = uvicorn.Config(
-            app, http=_patient(request_seconds), log_config=None, log_level="warning", lifespan="off",
-            access_log=False, timeout_graceful_shutdown=_LAST_BYTES, backlog=_AT_ONCE,
+            RequestIds(app), http=self._protocol, log_config=None, log_level="warning", lifespan="off",
+            access_log=False, timeout_graceful_shutdown=_LAST_BYTES, backlog=_AT_ONCE, timeout_keep_alive=keep_alive,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._task: asyncio.Task[None] | None = None
@@ -44,7 +50,7 @@ class HttpServer:
         """Listen. Raises UserError where that can't be."""
         sockets = listeners(self._host, self._wanted, "--http-port")
         self.port = sockets[0].getsockname()[1]
-        asyncio.get_running_loop().set_exception_handler(_Exhaustion().handle)
+        asyncio.get_running_loop().set_exception_handler(_Exhaustion(self._close_idle).handle)
         self._task = watch_task("HTTP server", self._serve(sockets), ended, returns=True)
         while not self._server.started and not self._task.done():
             await asyncio.sleep(0.01)
@@ -59,14 +65,24 @@ class HttpServer:
         if self._task is not None:
             await self._task
 
+    def _close_idle(self) -> None:
+        """Close connections that had an answer and sent no request since; a client opens another when it needs it."""
+        connections: list[Any] = list(self._server.server_state.connections)
+        for connection in connections:
+            if isinstance(connection, self._protocol) and connection.cycle is not None:
+                connection.late()
+
     async def _serve(self, sockets: list[socket.socket]) -> None:
         await self._server._serve(sockets)  # not `serve`, which would take over the process's signals
 
 
 class _Exhaustion:
-    """An event loop's exception handler: connections that could not be taken are one line a second, not one each."""
+    """An event loop's exception handler: connections that could not be taken are one line a second, not one each.
 
-    def __init__(self) -> None:
+    relieve: called then, too."""
+
+    def __init__(self, relieve: Callable[[], None]) -> None:
+        self._relieve = relieve
         self._said = float("-inf")
 
     def handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -76,6 +92,7 @@ class _Exhaustion:
         elif time.monotonic() - self._said >= 1:
             self._said = time.monotonic()
             log.warning("no new connections for now: %s", error.strerror)
+            self._relieve()
 
 
 def _patient(seconds: float) -> type[asyncio.Protocol]:

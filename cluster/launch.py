@@ -80,6 +80,7 @@ class RayCluster:
             self.plan.limits,
             self.plan.info,
             self.plan.config.grace_period,
+            self.plan.config.origins,
         )
         self.door = ray.remote(Door).options(**self._options("door", 4096), max_restarts=-1).remote()
         port = self.door.start.remote(order, self.supervisor, self.plan.config.host, self.plan.config.grpc_port)

@@ -31,7 +31,8 @@ _PAUSE = 1.0  # s before the state is asked for again, after a call that failed
 
 @dataclass(frozen=True, slots=True)
 class IngressOrder:
-    """What an ingress loads. grace: seconds that running requests have once the cluster stops."""
+    """What an ingress loads. grace: seconds that running requests have once the cluster stops; origins: of web pages that
+    may call over HTTP."""
 
     folder: Path
     spec: ModelSpec
@@ -39,6 +40,7 @@ class IngressOrder:
     limits: ServiceLimits
     info: ModelInfo
     grace: float
+    origins: tuple[str, ...] = ()
 
 
 class SupervisorBackend:

@@ -41,7 +41,7 @@ class ReplicaApp:
         async with self._building:
             if self._app is None:
                 ingress = Ingress(*self._source)
-                self._app = build_app(await ingress.start(), ingress.admin)
+                self._app = build_app(await ingress.start(), ingress.admin, self._source[0].origins)
             return self._app
 
 

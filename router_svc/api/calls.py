@@ -1,5 +1,6 @@
 """Calls and answers of the front door as data; the gRPC and HTTP faces translate to and from these."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -136,7 +137,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a client may want to know of the served model."""
+    """What a client may want to know of the served model. created: when serving it began, in Unix seconds."""
 
     name: str
     architecture: str
@@ -147,3 +148,4 @@ class ModelInfo:
     experts: int
     top_k: int
     quantization: str = "none"
+    created: int = field(default_factory=lambda: int(time.time()))

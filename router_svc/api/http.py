@@ -11,9 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from router_svc.api.admin import AdminBackend
 from router_svc.api.calls import ApiError, ChatCall, shortened
+from router_svc.api.http_edge import with_edge
 from router_svc.api.http_generate import ChatAnswering, CompletionAnswering, note_ignored
 from router_svc.api.limits import retry_hint
 from router_svc.api.openai_answers import STATUS, api_error_object, error_object
@@ -54,7 +56,9 @@ class HttpFace:
         ]
         routes = [Route(path, handler, methods=[method]) for method, path, handler in table]
         handlers: Any = {ApiError: _api_error, HTTPException: _http_error, Exception: _bug}
-        return Starlette(routes=routes, exception_handlers=handlers)
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        app.router.redirect_slashes = False
+        return app
 
     async def health(self, request: Request) -> Response:
         state, reason = self._service.state()
@@ -118,17 +122,21 @@ class HttpFace:
         return {
             "id": info.name,
             "object": "model",
-            "created": 0,
+            "created": info.created,
             "owned_by": "tokenyard",
             "max_model_len": info.max_model_len,
         }
 
 
 def build_app(
-    service: Service, admin: AdminBackend, process: str = "http", reasoning_field: str = "reasoning"
-) -> Starlette:
-    """The ASGI app over a service. process: this process's name in metrics."""
-    return HttpFace(service, admin, process, reasoning_field).app()
+    service: Service,
+    admin: AdminBackend,
+    origins: tuple[str, ...] = (),
+    process: str = "http",
+    reasoning_field: str = "reasoning",
+) -> ASGIApp:
+    """The ASGI app over a service. origins: of web pages that may call; process: this process's name in metrics."""
+    return with_edge(HttpFace(service, admin, process, reasoning_field).app(), origins)
 
 
 async def _timely(request: Request, pause: float) -> AsyncIterator[bytes]:
@@ -167,14 +175,17 @@ def _retry_after(seconds: float | None) -> dict[str, str]:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    detail = error.detail
+    detail, headers = error.detail, error.headers
     if error.status_code == 404 and detail == "Not Found":
         detail = f"{request.url.path}: no such endpoint in this version"
     if error.status_code == 405:
-        detail = f"{request.method} {request.url.path}: found {request.method}, expected another method"
-    return JSONResponse(error_object(detail, error.status_code), error.status_code, error.headers)
+        allowed = sorted((headers or {})["Allow"].split(", "))
+        detail = f"{request.url.path}: found {request.method}, expected {' or '.join(allowed)}"
+        headers = {"allow": ", ".join(allowed)}
+    return JSONResponse(error_object(detail, error.status_code), error.status_code, headers)
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    asked = request.headers.get("x-request-id", "")
+    log.error("%s %s failed (x-request-id %s)", request.method, request.url.path, asked, exc_info=error)
     return JSONResponse(error_object("the server failed on this call; its log says why", 500), 500)

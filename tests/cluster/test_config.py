@@ -12,7 +12,7 @@ FLAGS = (
     "attention-workers expert-workers colocate num-redundant-experts device dtype max-model-len max-num-seqs "
     "max-num-batched-tokens kv-cache-memory-bytes max-queue-len served-model-name placement enable-eplb eplb-policy "
     "eplb-policy-timeout eplb-interval record-loads record-interval reasoning-parser grace-period host grpc-port http-port "
-    "ray-address"
+    "allowed-origins ray-address"
 ).split()
 
 

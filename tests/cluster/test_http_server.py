@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from cluster.http_server import HttpServer
+from cluster.http_server import KEEP_ALIVE, HttpServer
 from cluster.limits import raise_file_limit
 from tests.patience import PATIENCE, wait_until
 
@@ -64,14 +64,73 @@ async def test_who_sends_no_request_is_closed_and_who_waits_for_an_answer_is_not
         await server.stop()
 
 
-def test_without_file_descriptors_it_says_so_in_a_line_and_comes_back() -> None:
+async def test_who_had_an_answer_has_the_keep_alive_time_for_the_next_request() -> None:
+    assert KEEP_ALIVE >= 75, "load balancers keep connections so long"
+    server = HttpServer(app, "127.0.0.1", 0, request_seconds=PATIENCE, keep_alive=1)
+    await server.start(lambda what: pytest.fail(what))
+    try:
+        async with connected(server) as (reader, writer):
+            writer.write(b"GET /0 HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await asyncio.wait_for(reader.read(), PATIENCE)).endswith(b"ok")  # and then its end
+    finally:
+        await server.stop()
+
+
+@pytest.mark.parametrize("sent", [{}, {"x-request-id": "mine-7"}])
+async def test_an_answer_carries_its_requests_id_or_a_new_one(sent: dict[str, str]) -> None:
+    seen: list[str] = []
+
+    async def note(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(dict(scope["headers"])[b"x-request-id"].decode())
+        await app(scope, receive, send)
+
+    server = HttpServer(note, "127.0.0.1", 0)
+    await server.start(lambda what: pytest.fail(what))
+    try:
+
+        def ask() -> list[str]:
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+            connection.request("GET", "/0", headers=sent)
+            found = connection.getresponse().headers.get_all("x-request-id") or []
+            connection.close()
+            return found
+
+        got = [await asyncio.to_thread(ask) for _ in range(2)]
+    finally:
+        await server.stop()
+    assert [[one] for one in seen] == got
+    assert len(set(seen)) == (1 if sent else 2)
+    assert seen[0] == sent.get("x-request-id", seen[0])
+
+
+def test_connections_that_wait_for_their_next_request_make_room() -> None:
+    process, port = started()
+    idle = []
+    try:
+        for _ in range(2 * FILES):  # more than there are descriptors: the older ones are closed for the newer ones
+            idle.append(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE))
+            idle[-1].request("GET", "/")
+            assert idle[-1].getresponse().read() == b"ok"
+    finally:
+        process.kill()
+        process.communicate()
+        for connection in idle:
+            connection.close()
+
+
+def started() -> tuple[subprocess.Popen[str], int]:
+    """A server that may open FILES files, and its port."""
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES)),
     )  # fmt: skip
+    assert process.stdout is not None
+    return process, int(process.stdout.readline())
+
+
+def test_without_file_descriptors_it_says_so_in_a_line_and_comes_back() -> None:
+    process, port = started()
     try:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
         silent = [socket.create_connection(("127.0.0.1", port), PATIENCE) for _ in range(2 * FILES)]
         assert process.stderr is not None
         assert "no new connections for now: Too many open files" in process.stderr.readline()

@@ -1,5 +1,6 @@
 """Real actors: transformers' tokens over gRPC and HTTP from every topology."""
 
+import http.client
 import json
 import random
 import urllib.error
@@ -10,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.launch import RayCluster
 from router_svc.client import Client
@@ -21,6 +23,7 @@ from tests.topologies import TOPOLOGIES
 
 COUNT = 8
 LENGTHS = (1, 19, 150, 260)
+PAGE = "https://chat.example.org"
 FAST = [("hunyuan_v1_moe", "1+2"), ("qwen3_moe", "2+2"), ("mixtral", "colocated2")]
 ALL = [(a, t) for a in checkpoints.ARCHITECTURES for t in TOPOLOGIES if t != "1+0" and (a, t) not in FAST]
 
@@ -67,6 +70,31 @@ def check_take_over(cluster: RayCluster) -> None:
         assert refused.value.code == 400
 
 
+def check_edge(cluster: RayCluster) -> None:
+    """What one process has of its HTTP server and of the app around the handlers, Serve's proxy and replica have too."""
+    connection = http.client.HTTPConnection("127.0.0.1", cluster.http_port, timeout=60)
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    for method, path, headers in (
+        ("GET", "/v1/models/", {"x-request-id": "mine", "origin": PAGE}),
+        ("OPTIONS", "/v1/completions", {"origin": PAGE, **asks}),
+        ("GET", "/metrics", {}),
+    ):
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        page = answer.read().decode()
+        assert answer.status == 200
+        ids = answer.headers.get_all("x-request-id") or []
+        assert len(ids) == 1
+        assert ids[0] == headers.get("x-request-id", ids[0])
+        assert answer.headers["access-control-allow-origin"] == headers.get("origin")
+    connection.close()
+    samples = [s for family in text_string_to_metric_families(page) for s in family.samples]
+    memory = {s.labels["process"] for s in samples if s.name == "process_resident_memory_bytes"}
+    ranks = {f"rank {seat.rank}" for seat in cluster.plan.seats}
+    assert memory == {"http", f"grpc {cluster.grpc_port}", "supervisor", *ranks}
+    assert {s.labels["model_name"] for s in samples} == {cluster.plan.name}
+
+
 def post(cluster: RayCluster, body: dict[str, Any]) -> Any:
     url = f"http://127.0.0.1:{cluster.http_port}/v1/completions"
     request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
@@ -75,9 +103,10 @@ def post(cluster: RayCluster, body: dict[str, Any]) -> Any:
 
 def run(architecture: str, topology: str, start_cluster: Starter, folder: Path) -> None:
     checkpoints.make(architecture, folder)
-    with start_cluster(folder, num_redundant_experts=4, **TOPOLOGIES[topology]) as cluster:
+    with start_cluster(folder, num_redundant_experts=4, allowed_origins=PAGE, **TOPOLOGIES[topology]) as cluster:
         check_tokens(cluster, folder)
         check_take_over(cluster)
+        check_edge(cluster)
 
 
 @pytest.mark.parametrize(("architecture", "topology"), FAST)
