@@ -1,28 +1,28 @@
 """Completions and chats over HTTP: one answer or a stream of server-sent events; a disconnect ends the work."""
 
 import asyncio
-import json
 import logging
 import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
-from experts.background import join_task, watch_task
+from experts.background import watch_task
 from router_svc.api.calls import ApiError, ChatCall, Chunk, GenerateCall, invalid, shortened
-from router_svc.api.openai_answers import Answer, api_error_object
+from router_svc.api.http_gone import unless_gone
+from router_svc.api.http_stream import EventStream, sse
+from router_svc.api.openai_answers import Answer
 from router_svc.api.openai_bodies import Body, ChatBody, CompletionBody, SamplingBody
 from router_svc.api.service import Service
+from router_svc.api.silent import SilentChunks
 from router_svc.request import Code
 
 log = logging.getLogger(__name__)
 _MAX_PROMPTS = 64
-T = TypeVar("T")
 Parts = AsyncGenerator[tuple[int, Chunk], None]  # (prompt number, chunk with its choice's number in the answer)
 
 
@@ -144,73 +144,28 @@ async def _respond(
         )
     headers = note_ignored(body)
     if body.stream:
-        first = await _unless_gone(request, _first(parts))  # a refusal must still get its own status
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        events = _events(first, parts, answer, echoes, usage)
-        return StreamingResponse(
-            events, media_type="text/event-stream", headers=headers | {"cache-control": "no-store"}
-        )
-    collected = await _unless_gone(request, _all(parts))
+        return EventStream(_events(parts, answer, echoes, usage), headers)
+    collected = await unless_gone(request.receive, _all(parts))
     return JSONResponse(answer.whole(collected, echoes), headers=headers)
 
 
-async def _events(
-    first: tuple[int, Chunk], parts: Parts, answer: Answer, echoes: dict[int, str], usage: bool
-) -> AsyncIterator[bytes]:
+async def _events(parts: Parts, answer: Answer, echoes: dict[int, str], usage: bool) -> AsyncGenerator[bytes, None]:
+    silent = SilentChunks(None if answer.kind == "chat" else frozenset(echoes))
     async with aclosing(parts):
-        try:
-            yield _event(first, answer, echoes)
-            async for part in parts:
-                yield _event(part, answer, echoes)
-        except ApiError as error:
-            yield _sse(api_error_object(error))
-            return
-        if usage:
-            yield _sse(answer.usage_event())
-        yield b"data: [DONE]\n\n"
-
-
-def _event(part: tuple[int, Chunk], answer: Answer, echoes: dict[int, str]) -> bytes:
-    prompt, chunk = part
-    return b"id: %d\n" % chunk.index + _sse(answer.event(chunk, prompt, echoes.pop(chunk.choice, "")))
-
-
-def _sse(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
-async def _first(parts: Parts) -> tuple[int, Chunk]:
-    """The first chunk; breaking off ends the work."""
-    try:
-        return await anext(parts)
-    except asyncio.CancelledError:
-        await parts.aclose()
-        raise
+        async for prompt, whole in parts:
+            chunk = silent.take(whole)
+            if chunk is not None:
+                yield b"id: %d\n" % chunk.index + sse(answer.event(chunk, prompt, echoes.pop(chunk.choice, "")))
+    if usage:
+        yield sse(answer.usage_event())
+    yield b"data: [DONE]\n\n"
 
 
 async def _all(parts: Parts) -> list[tuple[int, Chunk]]:
     """All chunks; breaking off ends the work."""
     async with aclosing(parts):
         return [part async for part in parts]
-
-
-async def _unless_gone(request: Request, wanted: Coroutine[Any, Any, T]) -> T:
-    """What `wanted` gives; if the client goes away first, it is broken off."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            continue
-
-    work, leave = join_task("answer", wanted), join_task("client", gone())
-    try:
-        await asyncio.wait([work, leave], return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ApiError(Code.CANCELLED, "the client went away")
-        return work.result()
-    finally:
-        for task in (work, leave):
-            task.cancel()
-        await asyncio.gather(work, leave, return_exceptions=True)
 
 
 def note_ignored(body: Body) -> dict[str, str]:

@@ -79,8 +79,9 @@ class Answer:
             choice["token_ids"] = list(chunk.token_ids)
             if chunk.prompt_token_ids:
                 choice["prompt_token_ids"] = list(chunk.prompt_token_ids)
+        first = not self.started
         self.started.add(chunk.choice)
-        return self._frame([choice], stream=True)
+        return self._frame([choice], stream=True) | (self._prompt_ids(chunk) if first else {})
 
     def usage_event(self) -> dict[str, Any]:
         """The event that ends a stream with include_usage."""
@@ -93,7 +94,7 @@ class Answer:
             self._account(chunk, prompt)
             by_choice.setdefault(chunk.choice, []).append(chunk)
         choices = [self._whole_choice(n, chunks, echoes.get(n, "")) for n, chunks in sorted(by_choice.items())]
-        return self._frame(choices, stream=False) | {"usage": self._usage()}
+        return self._frame(choices, stream=False) | {"usage": self._usage()} | self._prompt_ids(parts[0][1])
 
     def _whole_choice(self, number: int, chunks: list[Chunk], echo: str) -> dict[str, Any]:
         last = chunks[-1]
@@ -126,6 +127,11 @@ class Answer:
             "total_tokens": prompt + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
+
+    def _prompt_ids(self, first: Chunk) -> dict[str, list[int]]:
+        """A chat has one prompt, so that its ids stand beside the choices, where vLLM has them, too."""
+        wanted = self.with_ids and self.kind == "chat"
+        return {"prompt_token_ids": list(first.prompt_token_ids)} if wanted else {}
 
     def _frame(self, choices: list[dict[str, Any]], stream: bool) -> dict[str, Any]:
         name = "text_completion"

@@ -1,4 +1,4 @@
-"""The one page: ingresses are added up, ranks are told apart."""
+"""The one page: ingresses are added up, ranks have a label."""
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -29,7 +29,7 @@ def test_pages_of_ingresses_are_added_up() -> None:
     assert merge_pages([merged]) == merged
 
 
-def test_processes_are_told_apart_on_one_page() -> None:
+def test_processes_keep_their_own_samples_on_one_page() -> None:
     ranks = [
         RankView(Member(rank, "both"), "ready", None, None, memory_bytes=memory) for rank, memory in enumerate((7, 0))
     ]
