@@ -92,12 +92,14 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """An answer to messages through the model's chat template. enable_thinking: None = the template's default."""
+    """An answer to messages through the model's chat template. enable_thinking: None = the template's default;
+    add_special_tokens: beside those that the template writes."""
 
     messages: tuple[ChatMessage, ...]
     sampling: SamplingFields = field(default_factory=SamplingFields)
     enable_thinking: bool | None = None
     template_options: dict[str, Any] = field(default_factory=dict)
+    add_special_tokens: bool = False
     request_id: str = ""
     priority: int = 0
     timeout: float | None = None

@@ -14,9 +14,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from router_svc.api.admin import AdminBackend
-from router_svc.api.calls import ApiError, ChatCall, shortened
+from router_svc.api.calls import ApiError, shortened
 from router_svc.api.http_edge import with_edge
-from router_svc.api.http_generate import ChatAnswering, CompletionAnswering, note_ignored
+from router_svc.api.http_generate import ChatAnswering, CompletionAnswering, chat_call, note_ignored
 from router_svc.api.limits import retry_hint
 from router_svc.api.openai_answers import STATUS, api_error_object, error_object
 from router_svc.api.openai_bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse
@@ -93,15 +93,14 @@ class HttpFace:
     async def tokenize(self, request: Request) -> Response:
         body = parse(TokenizeBody, await _body(request))
         self._check_model(body.model)
-        special = True if body.add_special_tokens is None else body.add_special_tokens
-        if body.messages is not None:
-            chat = ChatBody(messages=body.messages)
-            text, special = self._service.render(ChatCall(messages=chat.turns())), False
-        elif body.prompt is not None:
-            text = body.prompt
+        if (body.prompt is None) == (body.messages is None):
+            found = "missing" if body.prompt is None else "found one beside messages"
+            raise ApiError(Code.INVALID_ARGUMENT, f"prompt: {found}, expected either prompt or messages", "prompt")
+        if body.prompt is None:
+            body.refuse_unbuilt()
+            ids = await self._service.chat_prompt(chat_call(body))
         else:
-            raise ApiError(Code.INVALID_ARGUMENT, "prompt: missing, expected prompt or messages", "prompt")
-        ids = await self._service.tokenize(text, special, "prompt")
+            ids = await self._service.tokenize(body.prompt, body.add_special_tokens is not False, "prompt")
         return JSONResponse(
             {"count": len(ids), "max_model_len": self._service.limits.max_model_len, "tokens": ids},
             headers=note_ignored(body),

@@ -71,17 +71,23 @@ class ChatAnswering:
         body.refuse_unbuilt()
         answer = _new_answer("chat", self._service, body, bool(body.logprobs))
         answer.reasoning_field = self._reasoning_field
-        thinking, options = body.thinking()
-        limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-        call = ChatCall(
-            messages=body.turns(),
-            sampling=body.sampling(limit, (body.top_logprobs or 0) if body.logprobs else None),
-            enable_thinking=thinking,
-            template_options=options,
-            request_id=answer.request_id,
-            priority=body.priority or 0,
-        )
+        call = chat_call(body, answer.request_id)
         return await _respond(request, body, answer, _several([self._service.chat(call)], 1), {})
+
+
+def chat_call(body: ChatBody, request_id: str = "") -> ChatCall:
+    """The body as the service takes it."""
+    thinking, options = body.thinking()
+    limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    return ChatCall(
+        messages=body.turns(),
+        sampling=body.sampling(limit, (body.top_logprobs or 0) if body.logprobs else None),
+        enable_thinking=thinking,
+        template_options=options,
+        add_special_tokens=bool(body.add_special_tokens),
+        request_id=request_id,
+        priority=body.priority or 0,
+    )
 
 
 def _new_answer(kind: str, service: Service, body: SamplingBody, with_logprobs: bool) -> Answer:

@@ -167,13 +167,11 @@ class ChatBody(SamplingBody):
         return template_options(self.chat_template_kwargs or {})
 
 
-class TokenizeBody(Body):
-    """POST /tokenize: a prompt, or messages for the chat template."""
+class TokenizeBody(ChatBody):
+    """POST /tokenize: a prompt, or messages with whatever else a chat takes."""
 
-    model: str | None = None
     prompt: str | None = None
-    messages: list[MessageBody] | None = None
-    add_special_tokens: bool | None = None
+    messages: list[MessageBody] | None = None  # type: ignore[assignment]
 
 
 class DetokenizeBody(Body):

@@ -80,6 +80,11 @@ class Service:
         check_size(len(text), "characters", self.limits, param)
         return await self._aside(len(text), lambda: self.text.tokenizer.encode(text, add_special_tokens))
 
+    async def chat_prompt(self, call: ChatCall) -> list[int]:
+        """Ids of a chat's prompt, as `chat` has them. Raises ApiError when the template refuses the messages."""
+        prompt = self._as_generate(call)
+        return await self.tokenize(str(prompt.prompt), prompt.add_special_tokens, "messages")
+
     async def detokenize(self, ids: list[int] | tuple[int, ...], skip_special: bool = False) -> str:
         """Text of ids. Raises ApiError for ids outside the vocabulary and for too many."""
         check_size(len(ids), "ids", self.limits, "token_ids")
@@ -126,7 +131,7 @@ class Service:
             request_id=call.request_id,
             priority=call.priority,
             timeout=call.timeout,
-            add_special_tokens=False,
+            add_special_tokens=call.add_special_tokens,
             api_key=call.api_key,
         )
 

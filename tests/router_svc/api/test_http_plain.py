@@ -39,6 +39,39 @@ def test_tokenize_and_back(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"add_special_tokens": True},
+        {"temperature": 0, "seed": 3, "logprobs": True},
+    ],
+)
+def test_tokenize_is_the_chats_prompt(server: RunningServer, options: dict[str, Any]) -> None:
+    body = {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}], **options}
+    chat = post(server, "/v1/chat/completions", body | {"max_tokens": 1, "return_token_ids": True})[1]
+    found = post(server, "/tokenize", body)[1]
+    assert found["tokens"] == chat["prompt_token_ids"]
+    assert found["count"] == chat["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({}, "prompt"),
+        ({"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, "tools"),
+        ({"messages": []}, "messages"),
+        ({"prompt": 5}, "prompt"),
+    ],
+)
+def test_what_tokenize_does_not_take_is_named(server: RunningServer, body: dict[str, Any], named: str) -> None:
+    status, found, _ = post(server, "/tokenize", body)
+    assert status == 400
+    assert named in found["error"]["message"]
+
+
+@pytest.mark.parametrize(
     ("body", "named"),
     [
         (b"{", "body"),
