@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from router_svc.request import Code, Timings, TokenLogprob
+from router_svc.request import Code, Timings
 
 LONGEST_MESSAGE = 1000  # characters; a gRPC client drops trailers over 8 to 16 KB, and with them the code
 _LONGEST_FOUND = 200  # characters of what a caller sent
@@ -108,17 +108,38 @@ class ChatCall:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one choice; cached_tokens of the prompt were reused."""
+    """Tokens of one choice; cached_tokens of the prompt were reused, reasoning_tokens of the completion were reasoning."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NamedLogprob:
+    """A token with its log-probability, as it stands in the text.
+
+    text: what it adds, or its name where it adds no whole characters
+    raw: its part of the text's UTF-8
+    offset: characters of the text before it
+    logprob: natural log; None for a prompt's first token
+    top: the likeliest tokens at its place, the likeliest first
+    """
+
+    token_id: int
+    text: str
+    raw: bytes
+    offset: int
+    logprob: float | None
+    top: tuple["NamedLogprob", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """New output of one choice. index: its first token's place among the choice's tokens.
 
+    stop_reason: the string or id of the caller's that ended the choice, None where the model did;
     usage, timings: in a choice's last chunk, which is the one with a finish_reason. reasoning: chats only.
     prompt_token_ids, prompt_logprobs: in a choice's first chunk.
     """
@@ -128,13 +149,13 @@ class Chunk:
     text: str
     token_ids: tuple[int, ...] = ()
     reasoning: str = ""
-    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs: tuple[NamedLogprob, ...] = ()
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     usage: Usage | None = None
     timings: Timings | None = None
     prompt_token_ids: tuple[int, ...] = ()
-    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    prompt_logprobs: tuple[NamedLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,12 @@ from router_svc.api.calls import (
     Chunk,
     GenerateCall,
     ModelInfo,
+    NamedLogprob,
     SamplingFields,
     invalid,
     template_options,
 )
-from router_svc.api.choice import logprob_texts
 from router_svc.proto import tokenyard_pb2 as pb
-from router_svc.request import TokenLogprob
-from router_svc.text.tokenizer import Tokenizer
 
 _PLAIN_FIELDS = (
     "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "presence_penalty",
@@ -68,19 +66,17 @@ def chat_call(request: pb.ChatRequest, remaining: float | None) -> ChatCall:
     )
 
 
-def generate_chunk(request_id: str, chunk: Chunk, tokenizer: Tokenizer) -> pb.GenerateChunk:
+def generate_chunk(request_id: str, chunk: Chunk) -> pb.GenerateChunk:
     """A chunk of a completion."""
-    return pb.GenerateChunk(request_id=request_id, text=chunk.text, **_common(chunk, tokenizer))
+    return pb.GenerateChunk(request_id=request_id, text=chunk.text, **_common(chunk))
 
 
-def chat_chunk(request_id: str, chunk: Chunk, tokenizer: Tokenizer) -> pb.ChatChunk:
+def chat_chunk(request_id: str, chunk: Chunk) -> pb.ChatChunk:
     """A chunk of a chat."""
-    return pb.ChatChunk(
-        request_id=request_id, content=chunk.text, reasoning=chunk.reasoning, **_common(chunk, tokenizer)
-    )
+    return pb.ChatChunk(request_id=request_id, content=chunk.text, reasoning=chunk.reasoning, **_common(chunk))
 
 
-def merge_choices(chunks: Iterable[Chunk], tokenizer: Tokenizer, chat: bool) -> list[Any]:
+def merge_choices(chunks: Iterable[Chunk], chat: bool) -> list[Any]:
     """All chunks of a request as whole choices."""
     by_choice: dict[int, list[Chunk]] = {}
     for chunk in chunks:
@@ -91,7 +87,7 @@ def merge_choices(chunks: Iterable[Chunk], tokenizer: Tokenizer, chat: bool) -> 
         values: dict[str, Any] = {
             "choice": number,
             "token_ids": [token for part in parts for token in part.token_ids],
-            "logprobs": [_logprob(entry, tokenizer) for part in parts for entry in part.logprobs],
+            "logprobs": [_logprob(entry) for part in parts for entry in part.logprobs],
             "finish_reason": last.finish_reason or "",
             **_last(last),
         }
@@ -164,10 +160,10 @@ def _sampling(s: pb.Sampling) -> SamplingFields:
     return SamplingFields(stop=tuple(s.stop), stop_token_ids=tuple(s.stop_token_ids), ignore_eos=s.ignore_eos, **values)
 
 
-def _common(chunk: Chunk, tokenizer: Tokenizer) -> dict[str, Any]:
+def _common(chunk: Chunk) -> dict[str, Any]:
     values: dict[str, Any] = {"choice": chunk.choice, "index": chunk.index, "token_ids": chunk.token_ids}
     if chunk.logprobs:
-        values["logprobs"] = [_logprob(entry, tokenizer) for entry in chunk.logprobs]
+        values["logprobs"] = [_logprob(entry) for entry in chunk.logprobs]
     if chunk.finish_reason:
         values["finish_reason"] = chunk.finish_reason
         values |= _last(chunk)
@@ -187,10 +183,6 @@ def _last(chunk: Chunk) -> dict[str, Any]:
     return values
 
 
-def _logprob(entry: TokenLogprob, tokenizer: Tokenizer) -> pb.Logprob:
-    text, top = logprob_texts(tokenizer, entry)
-    alternatives = [
-        pb.Alternative(token_id=token, logprob=logprob, text=words)
-        for (token, logprob), (words, _) in zip(entry.top, top, strict=True)
-    ]
-    return pb.Logprob(token_id=entry.token_id, logprob=entry.logprob, top=alternatives, text=text)
+def _logprob(entry: NamedLogprob) -> pb.Logprob:
+    top = [pb.Alternative(token_id=one.token_id, logprob=one.logprob, text=one.text) for one in entry.top]
+    return pb.Logprob(token_id=entry.token_id, logprob=entry.logprob, top=top, text=entry.text)

@@ -34,7 +34,7 @@ class InferenceServicer(rpc.InferenceServicer):
         _name(request)
         async with aclosing(self._service.generate(generate_call(request, context.time_remaining()))) as chunks:
             parts = [chunk async for chunk in chunks]
-        choices = merge_choices(parts, self._service.text.tokenizer, chat=False)
+        choices = merge_choices(parts, chat=False)
         return pb.GenerateResponse(request_id=request.request_id, choices=choices)
 
     @guarded_stream
@@ -44,14 +44,14 @@ class InferenceServicer(rpc.InferenceServicer):
         _name(request)
         async with aclosing(self._service.generate(generate_call(request, context.time_remaining()))) as chunks:
             async for chunk in chunks:
-                yield generate_chunk(request.request_id, chunk, self._service.text.tokenizer)
+                yield generate_chunk(request.request_id, chunk)
 
     @guarded
     async def Chat(self, request: pb.ChatRequest, context: grpc.aio.ServicerContext) -> pb.ChatResponse:
         _name(request)
         async with aclosing(self._service.chat(chat_call(request, context.time_remaining()))) as chunks:
             parts = [chunk async for chunk in chunks]
-        choices = merge_choices(parts, self._service.text.tokenizer, chat=True)
+        choices = merge_choices(parts, chat=True)
         return pb.ChatResponse(request_id=request.request_id, choices=choices)
 
     @guarded_stream
@@ -61,7 +61,7 @@ class InferenceServicer(rpc.InferenceServicer):
         _name(request)
         async with aclosing(self._service.chat(chat_call(request, context.time_remaining()))) as chunks:
             async for chunk in chunks:
-                yield chat_chunk(request.request_id, chunk, self._service.text.tokenizer)
+                yield chat_chunk(request.request_id, chunk)
 
     @guarded
     async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:

@@ -72,7 +72,10 @@ class ChatAnswering:
         answer = _new_answer("chat", self._service, body, bool(body.logprobs))
         answer.reasoning_field = self._reasoning_field
         call = chat_call(body, answer.request_id)
-        return await _respond(request, body, answer, _several([self._service.chat(call)], 1), {})
+        parts = _several([self._service.chat(call)], 1)
+        if body.include_reasoning is False:
+            parts = _without_reasoning(parts)
+        return await _respond(request, body, answer, parts, {})
 
 
 def chat_call(body: ChatBody, request_id: str = "") -> ChatCall:
@@ -96,10 +99,16 @@ def _new_answer(kind: str, service: Service, body: SamplingBody, with_logprobs: 
         kind=kind,
         request_id=body.request_id or f"{prefix}-{secrets.token_hex(12)}",
         model=service.info.name,
-        tokenizer=service.text.tokenizer,
         with_ids=bool(body.return_token_ids),
         with_logprobs=with_logprobs,
     )
+
+
+async def _without_reasoning(parts: Parts) -> Parts:
+    """Reasoning is generated and counted, and not sent."""
+    async with aclosing(parts) as chunks:
+        async for prompt, chunk in chunks:
+            yield prompt, replace(chunk, reasoning="")
 
 
 async def _several(streams: list[AsyncGenerator[Chunk, None]], choices: int) -> Parts:

@@ -4,10 +4,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from router_svc.api.calls import ApiError, Chunk
-from router_svc.api.choice import logprob_texts
-from router_svc.request import Code, TokenLogprob
-from router_svc.text.tokenizer import Tokenizer
+from router_svc.api.calls import ApiError, Chunk, NamedLogprob
+from router_svc.request import Code
 
 STATUS = {
     Code.INVALID_ARGUMENT: 400,
@@ -43,7 +41,6 @@ class Answer:
     kind: str  # "chat" or "text"
     request_id: str
     model: str
-    tokenizer: Tokenizer
     with_ids: bool
     with_logprobs: bool
     reasoning_field: str = "reasoning"
@@ -51,8 +48,8 @@ class Answer:
     started: set[int] = field(default_factory=set)
     prompt_tokens: dict[int, int] = field(default_factory=dict)
     completion_tokens: int = 0
-    cached_tokens: int = 0
-    offsets: dict[int, int] = field(default_factory=dict)  # characters so far, for text_offset
+    cached_tokens: dict[int, int] = field(default_factory=dict)  # by prompt
+    reasoning_tokens: int = 0
 
     def event(self, chunk: Chunk, prompt: int = 0, echo: str = "") -> dict[str, Any]:
         """A stream event for a chunk. prompt: number of the prompt it belongs to; echo: text to put in front."""
@@ -74,7 +71,7 @@ class Answer:
             choice["logprobs"] = self._logprobs([chunk])
         choice["finish_reason"] = chunk.finish_reason
         if chunk.finish_reason:
-            choice["stop_reason"] = chunk.stop_reason if isinstance(chunk.stop_reason, str) else None
+            choice["stop_reason"] = chunk.stop_reason
         if self.with_ids:
             choice["token_ids"] = list(chunk.token_ids)
             if chunk.prompt_token_ids:
@@ -107,7 +104,7 @@ class Answer:
             choice["text"] = echo + text
         choice["logprobs"] = self._logprobs(chunks) if self.with_logprobs else None
         choice["finish_reason"] = last.finish_reason
-        choice["stop_reason"] = last.stop_reason if isinstance(last.stop_reason, str) else None
+        choice["stop_reason"] = last.stop_reason
         if self.with_ids:
             choice["token_ids"] = [token for chunk in chunks for token in chunk.token_ids]
             choice["prompt_token_ids"] = list(chunks[0].prompt_token_ids)
@@ -117,7 +114,9 @@ class Answer:
         self.completion_tokens += len(chunk.token_ids)
         if chunk.usage is not None:
             self.prompt_tokens[prompt] = chunk.usage.prompt_tokens
-            self.cached_tokens = max(self.cached_tokens, chunk.usage.cached_tokens)
+            self.reasoning_tokens += chunk.usage.reasoning_tokens
+            # Choices of one prompt share what was cached of it; prompts do not.
+            self.cached_tokens[prompt] = max(self.cached_tokens.get(prompt, 0), chunk.usage.cached_tokens)
 
     def _usage(self) -> dict[str, Any]:
         prompt = sum(self.prompt_tokens.values())
@@ -125,7 +124,8 @@ class Answer:
             "prompt_tokens": prompt,
             "completion_tokens": self.completion_tokens,
             "total_tokens": prompt + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "prompt_tokens_details": {"cached_tokens": sum(self.cached_tokens.values())},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }
 
     def _prompt_ids(self, first: Chunk) -> dict[str, list[int]]:
@@ -140,40 +140,37 @@ class Answer:
         return {"id": self.request_id, "object": name, "created": self.created, "model": self.model, "choices": choices}
 
     def _logprobs(self, chunks: list[Chunk]) -> dict[str, Any]:
-        entries: list[TokenLogprob | None] = []
-        ids: list[int] = []
-        for chunk in chunks:
-            if chunk.prompt_logprobs:
-                entries += chunk.prompt_logprobs
-                ids += chunk.prompt_token_ids
-            entries += chunk.logprobs
-            ids += [entry.token_id for entry in chunk.logprobs]
-        return (
-            self._chat_logprobs(entries) if self.kind == "chat" else self._text_logprobs(chunks[0].choice, entries, ids)
-        )
+        entries = [entry for chunk in chunks for entry in (*chunk.prompt_logprobs, *chunk.logprobs)]
+        return _chat_logprobs(entries) if self.kind == "chat" else _text_logprobs(entries)
 
-    def _chat_logprobs(self, entries: list[TokenLogprob | None]) -> dict[str, Any]:
-        content = []
-        for entry in entries:
-            if entry is None:
-                continue
-            top = [self._entry(token, logprob) for token, logprob in entry.top]
-            content.append(self._entry(entry.token_id, entry.logprob) | {"top_logprobs": top})
-        return {"content": content}
 
-    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        text, raw = self.tokenizer.token_text(token), self.tokenizer.token_bytes(token)
-        return {"token": text, "logprob": logprob, "bytes": list(raw)}
+def _chat_logprobs(entries: list[NamedLogprob]) -> dict[str, Any]:
+    return {"content": [_entry(entry) | {"top_logprobs": [_entry(one) for one in entry.top]} for entry in entries]}
 
-    def _text_logprobs(self, choice: int, entries: list[TokenLogprob | None], ids: list[int]) -> dict[str, Any]:
-        tokens, values, tops, offsets = [], [], [], []
-        at = self.offsets.get(choice, 0)
-        for entry, token in zip(entries, ids, strict=True):
-            text = self.tokenizer.token_text(token)
-            tokens.append(text)
-            values.append(None if entry is None else entry.logprob)
-            tops.append(None if entry is None else dict(logprob_texts(self.tokenizer, entry)[1]))
-            offsets.append(at)
-            at += sum(byte & 0xC0 != 0x80 for byte in self.tokenizer.token_bytes(token))  # characters that begin here
-        self.offsets[choice] = at
-        return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+
+def _entry(entry: NamedLogprob) -> dict[str, Any]:
+    return {"token": entry.text, "logprob": entry.logprob, "bytes": list(entry.raw)}
+
+
+def _text_logprobs(entries: list[NamedLogprob]) -> dict[str, Any]:
+    rows = [_named(entry) for entry in entries]
+    return {
+        "tokens": [name for name, _ in rows],
+        "token_logprobs": [entry.logprob for entry in entries],
+        "top_logprobs": [top for _, top in rows],
+        "text_offset": [entry.offset for entry in entries],
+    }
+
+
+def _named(entry: NamedLogprob) -> tuple[str, dict[str, float] | None]:
+    """(the token's name, the likeliest tokens and itself by name). A name is the text; of two tokens with one text the
+    less likely one goes by its id, so that none takes the other's place."""
+    if entry.logprob is None:
+        return entry.text, None
+    names: dict[int, str] = {}
+    found: dict[str, float] = {}
+    for one in sorted((*entry.top, entry), key=lambda one: -(one.logprob or 0.0)):
+        if one.token_id not in names and one.logprob is not None:
+            names[one.token_id] = name = one.text if one.text not in found else f"token_id:{one.token_id}"
+            found[name] = one.logprob
+    return names[entry.token_id], found

@@ -152,6 +152,8 @@ class ChatBody(SamplingBody):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
 
     def refuse_unbuilt(self) -> None:
         super().refuse_unbuilt()
@@ -164,7 +166,12 @@ class ChatBody(SamplingBody):
 
     def thinking(self) -> tuple[bool | None, dict[str, Any]]:
         """(enable_thinking or None, the other template options)."""
-        return template_options(self.chat_template_kwargs or {})
+        thinking, options = template_options(self.chat_template_kwargs or {})
+        if self.reasoning_effort is not None:
+            if self.reasoning_effort == "none" and thinking is None:
+                thinking = False
+            options.setdefault("reasoning_effort", self.reasoning_effort)
+        return thinking, options
 
 
 class TokenizeBody(ChatBody):

@@ -137,20 +137,7 @@ class Service:
 
     async def _run(self, call: GenerateCall, chat: ChatCall | None) -> AsyncGenerator[Chunk, None]:
         request = await self._admit(call, chat is not None)
-        parser = None
-        if chat is not None:
-            assert isinstance(call.prompt, str), "a template renders text"
-            parser = call.prompt
-        silent = frozenset((*request.sampling.eos_token_ids, *request.sampling.stop_token_ids))
-        outputs = [
-            ChoiceOutput(
-                self.text.tokenizer,
-                call.sampling.stop,
-                make_parser(self.text.reasoning, parser) if parser is not None else None,
-                silent,
-            )
-            for _ in range(request.n)
-        ]
+        outputs = [self._output(call, chat, request) for _ in range(request.n)]
         watch = self.metrics.request(len(request.prompt_ids))
         stream = self.engines.submit(request)
         try:
@@ -161,6 +148,23 @@ class Service:
         finally:
             stream.cancel()
             watch.end()
+
+    def _output(self, call: GenerateCall, chat: ChatCall | None, request: EngineRequest) -> ChoiceOutput:
+        """What turns one choice's tokens into text."""
+        parser = None
+        if chat is not None:
+            assert isinstance(call.prompt, str), "a template renders text"
+            said = [message.content for message in chat.messages if message.role != "assistant"]
+            parser = make_parser(self.text.reasoning, call.prompt, said)
+        return ChoiceOutput(
+            self.text.tokenizer,
+            request.prompt_ids,
+            call.sampling.stop,
+            parser,
+            request.sampling.eos_token_ids,
+            request.sampling.stop_token_ids,
+            echoes=call.prompt_logprobs is not None,
+        )
 
     async def _admit(self, call: GenerateCall, chat: bool) -> EngineRequest:
         """Check everything and give ids and resolved sampling."""
@@ -221,7 +225,7 @@ async def _chunks(
             output = outputs[event.choice]
             if output.ended:
                 continue
-            chunk = output.take(event, len(request.prompt_ids))
+            chunk = output.take(event)
             if first[event.choice]:
                 first[event.choice] = False
                 chunk = replace(chunk, prompt_token_ids=request.prompt_ids)

@@ -1,13 +1,20 @@
 """Reasoning apart from content, while it streams. Tags are ordinary text, so partial ones are held back.
 
-A parser gives the same whatever the chunks are: its state changes only at complete tags.
+A parser gives the same whatever the chunks are: its state changes only at complete tags. Of white space only line breaks
+belong to tags; all else is the model's text.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from experts.errors import UserError
+from router_svc.text.overlap import overlap
 from router_svc.text.parser_names import PARSERS
+
+_OPEN, _CLOSE = "<think>", "</think>"
+_ANSWER, _END_OF_ANSWER = "<answer>", "</answer>"
+_BREAKS = "\r\n"
 
 
 class Parted(NamedTuple):
@@ -18,15 +25,17 @@ class Parted(NamedTuple):
 
 
 class ReasoningParser(ABC):
-    """One choice's text. `finish` tells what was held back."""
+    """One choice's text. reasons: whether what comes next is reasoning."""
+
+    reasons = False
 
     @abstractmethod
     def add(self, text: str) -> Parted:
         """Take new text, give what is decided."""
 
     @abstractmethod
-    def finish(self) -> Parted:
-        """The rest, once no more text comes."""
+    def finish(self, cut: bool) -> Parted:
+        """The rest, once no more text comes. cut: it ended by length, so that a part of a tag may be left: it is dropped."""
 
 
 class Plain(ReasoningParser):
@@ -35,90 +44,114 @@ class Plain(ReasoningParser):
     def add(self, text: str) -> Parted:
         return Parted("", text)
 
-    def finish(self) -> Parted:
+    def finish(self, cut: bool) -> Parted:
         return Parted("", "")
 
 
 class Tagged(ReasoningParser):
-    """Text with <think>…</think> and, for Hunyuan, <answer>…</answer> around the content.
+    """Text that may begin with <think>…</think>; the rest is content.
 
-    White space next to a tag belongs to the tag. If the first text is no tag, everything is content, unless
-    `opened`: then the prompt has opened <think> already.
+    opened: the reasoning begins at once, be it that the prompt has opened it, or that the model never writes <think>
+    answer_tags: content may stand between <answer> and </answer>, as Hunyuan writes it
     """
 
-    def __init__(self, answer_tags: bool, opened: bool = False) -> None:
-        self._tags = ("<think>", "</think>", *(("<answer>", "</answer>") if answer_tags else ()))
-        self._part = "reasoning" if opened else "start"
+    def __init__(self, opened: bool, answer_tags: bool) -> None:
+        self._part: Literal["start", "reasoning", "content"] = "reasoning" if opened else "start"
+        self._fresh = True  # nothing of this part has been given yet: line breaks belong to the tag before it
+        self._may_open = opened  # a model may write the tag that its prompt has opened already
+        self._answer_tags = answer_tags
+        self._in_answer = False
         self._held = ""
-        self._trim = True  # white space before the next text is dropped
+
+    @property
+    def reasons(self) -> bool:  # type: ignore[override]
+        return self._part == "reasoning"
 
     def add(self, text: str) -> Parted:
         self._held += text
-        out = {"reasoning": "", "content": ""}
-        while True:
-            tag, at = self._next_tag()
-            if tag is None:
-                break
-            self._give(out, self._held[:at].rstrip() if self._ends_part(tag) else self._held[:at])
-            self._held = self._held[at + len(tag) :]
-            self._enter(tag)
-        keep = self._undecided()
-        ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        self._give(out, ready)
-        return Parted(out["reasoning"], out["content"])
-
-    def finish(self) -> Parted:
-        out = {"reasoning": "", "content": ""}
-        self._give(out, self._held)
-        self._held = ""
-        return Parted(out["reasoning"], out["content"])
-
-    def _expected(self) -> tuple[str, ...]:
-        """Tags that mean something where the text is now."""
-        if self._part == "start":
-            return tuple(tag for tag in self._tags if tag in ("<think>", "<answer>"))
+        reasoning, content = "", ""
+        if self._part == "start" and not self._begins():
+            return Parted("", "")
         if self._part == "reasoning":
-            return ("</think>",)
-        return tuple(tag for tag in self._tags if tag in ("<answer>", "</answer>"))
+            reasoning = self._reason()
+        if self._part == "content":
+            content = self._answer()
+        return Parted(reasoning, content)
 
-    def _next_tag(self) -> tuple[str | None, int]:
-        found = [(at, tag) for tag in self._expected() if (at := self._held.find(tag)) >= 0]
-        if not found:
-            return None, -1
-        at, tag = min(found)
-        if self._part == "start" and self._held[:at].strip():
-            return None, -1  # text before the first tag: no reasoning here
-        return tag, at
+    def finish(self, cut: bool) -> Parted:
+        rest, self._held = self._held, ""
+        if cut and (partial := self._partial(rest)):
+            rest = rest[: len(rest) - partial].rstrip(_BREAKS)
+        if self._part == "reasoning":
+            return Parted(rest.rstrip(_BREAKS), "")
+        if self._in_answer and rest.rstrip(_BREAKS).endswith(_END_OF_ANSWER):
+            rest = rest.rstrip(_BREAKS).removesuffix(_END_OF_ANSWER).rstrip(_BREAKS)
+        return Parted("", rest)
 
-    def _ends_part(self, tag: str) -> bool:
-        return tag != "<think>"
+    def _begins(self) -> bool:
+        """Whether it is known what the text begins with."""
+        text = self._held.lstrip(_BREAKS)
+        if not text or (len(text) < len(_OPEN) and _OPEN.startswith(text)):
+            return False
+        if text.startswith(_OPEN):
+            self._part, self._held = "reasoning", text[len(_OPEN) :]
+        elif self._answer_tags and _ANSWER.startswith(text[: len(_ANSWER)]):
+            self._part = "content"
+        else:
+            self._part, self._fresh = "content", False  # text without tags stays as it is
+        return True
 
-    def _enter(self, tag: str) -> None:
-        self._part = {"<think>": "reasoning", "</think>": "content", "<answer>": "content", "</answer>": "content"}[tag]
-        self._trim = True
+    def _reason(self) -> str:
+        """Reasoning that is decided; at its end the part becomes content."""
+        if self._fresh:
+            text = self._held.lstrip(_BREAKS)
+            if self._may_open:
+                if len(text) < len(_OPEN) and _OPEN.startswith(text):
+                    return ""
+                self._may_open = False
+                text = text.removeprefix(_OPEN).lstrip(_BREAKS)
+            self._held = text
+            self._fresh = not text
+        at = self._held.find(_CLOSE)
+        if at >= 0:
+            found, self._held = self._held[:at].rstrip(_BREAKS), self._held[at + len(_CLOSE) :]
+            self._part, self._fresh = "content", True
+            return found
+        keep = overlap(self._held, _CLOSE)
+        bare = self._held[: len(self._held) - keep]
+        keep += len(bare) - len(bare.rstrip(_BREAKS))
+        return self._give(keep)
+
+    def _answer(self) -> str:
+        """Content that is decided."""
+        if self._fresh:
+            text = self._held.lstrip(_BREAKS)
+            if self._answer_tags and not self._in_answer:
+                if len(text) < len(_ANSWER) and _ANSWER.startswith(text):
+                    return ""
+                if text.startswith(_ANSWER):
+                    self._in_answer = True
+                    text = text[len(_ANSWER) :].lstrip(_BREAKS)
+            self._held = text
+            self._fresh = not text
+        return self._give(self._undecided() if self._in_answer else 0)
 
     def _undecided(self) -> int:
-        """How many characters at the end may still be white space before a tag, or a tag."""
-        text = self._held
-        best = 0
-        for tag in self._expected():
-            for length in range(min(len(tag) - 1, len(text)), 0, -1):
-                if text.endswith(tag[:length]):
-                    best = max(best, length)
-                    break
-        bare = text[: len(text) - best] if best else text
-        return best + len(bare) - len(bare.rstrip())
+        """Length of what may still be the end of the answer: line breaks, </answer> or its beginning, line breaks."""
+        bare = self._held.rstrip(_BREAKS)
+        whole = bare.removesuffix(_END_OF_ANSWER)
+        if whole == bare and len(bare) == len(self._held):
+            whole = bare[: len(bare) - overlap(bare, _END_OF_ANSWER)]
+        return len(self._held) - len(whole.rstrip(_BREAKS))
 
-    def _give(self, out: dict[str, str], text: str) -> None:
-        if self._trim:
-            text = text.lstrip()
-        if not text:
-            return
-        self._trim = False
-        if self._part == "start":
-            self._part = "content"
-            self._tags = ()
-        out["reasoning" if self._part == "reasoning" else "content"] += text
+    def _partial(self, text: str) -> int:
+        """Length of a tag's beginning at the text's end, where such a tag may stand."""
+        tags = {"start": (_OPEN, _ANSWER), "reasoning": (_CLOSE,), "content": (_END_OF_ANSWER,) * self._in_answer}
+        return max((overlap(text, tag) for tag in tags[self._part]), default=0)
+
+    def _give(self, keep: int) -> str:
+        given, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return given
 
 
 def parser_name(wanted: str, architecture: str, template: str | None) -> str:
@@ -132,10 +165,18 @@ def parser_name(wanted: str, architecture: str, template: str | None) -> str:
     return "qwen3" if template and "think" in template else "none"
 
 
-def make_parser(name: str, prompt: str) -> ReasoningParser:
-    """A parser for one choice of a chat whose rendered prompt is `prompt`."""
+def make_parser(name: str, prompt: str, said: Sequence[str] = ()) -> ReasoningParser:
+    """A parser for one choice of a chat.
+
+    prompt: as the template rendered it
+    said: what others than the model said, the newest last; a tag in there opens nothing
+    """
     if name == "none":
         return Plain()
-    tail = prompt.rstrip()
-    opened = tail.endswith("<think>")
-    return Tagged(answer_tags=name == "hunyuan_a13b", opened=opened)
+    own = prompt
+    for text in reversed(said):
+        if text.strip() and (at := prompt.rfind(text.strip())) >= 0:
+            own = prompt[at + len(text.strip()) :]
+            break
+    opened = own.rfind(_OPEN) > own.rfind(_CLOSE)
+    return Tagged(opened or name == "deepseek_r1", answer_tags=name == "hunyuan_a13b")

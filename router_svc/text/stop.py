@@ -1,11 +1,14 @@
 """Stop strings: text is held back while it may still become one, and cut where one begins."""
 
+from router_svc.text.overlap import overlap
+
 
 class StopStrings:
     """One choice's text against its stop strings. `matched` is the string that ended it, None while it goes on."""
 
-    def __init__(self, strings: tuple[str, ...]) -> None:
-        self._strings = strings
+    def __init__(self, strings: tuple[str, ...], include: bool = False) -> None:
+        """include: the text keeps the string that ends it."""
+        self._strings, self._include = strings, include
         self._held = ""
         self.matched: str | None = None
 
@@ -17,9 +20,9 @@ class StopStrings:
         found = [(at, s) for s in self._strings if (at := self._held.find(s)) >= 0]
         if found:
             at, self.matched = min(found)
-            out, self._held = self._held[:at], ""
+            out, self._held = self._held[: at + len(self.matched) * self._include], ""
             return out
-        keep = max(_overlap(self._held, s) for s in self._strings)
+        keep = max(overlap(self._held, s) for s in self._strings)
         out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return out
 
@@ -27,11 +30,3 @@ class StopStrings:
         """What was held back, once no more text comes."""
         out, self._held = self._held, ""
         return out
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest proper prefix of `stop` that `text` ends with."""
-    for length in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0

@@ -43,9 +43,9 @@ def test_text_ends_where_the_first_stop_string_begins(
     ids = tokenizer.encode(text, add_special_tokens=False)
     whole = tokenizer.decode(ids)
     stops = [*stops, *([whole[place : place + size]] if whole[place : place + size] else [])]
-    output, got, chunks = ChoiceOutput(tokenizer, tuple(stops), None, frozenset()), "", []
+    output, got, chunks = ChoiceOutput(tokenizer, (1, 2, 3), tuple(stops), None, (), ()), "", []
     for event in events(ids, cuts):
-        chunks.append(output.take(event, 3))
+        chunks.append(output.take(event))
         got += chunks[-1].text
         if output.ended:
             break
@@ -73,8 +73,44 @@ def test_reasoning_is_the_same_whatever_the_events(
     ids = tokenizer.encode(text, add_special_tokens=False)
 
     def read(sizes: list[int]) -> tuple[str, str]:
-        output = ChoiceOutput(tokenizer, (), make_parser("hunyuan_a13b", ""), frozenset())
-        chunks = [output.take(event, 3) for event in events(ids, sizes)]
+        output = ChoiceOutput(tokenizer, (1, 2, 3), (), make_parser("hunyuan_a13b", ""), (), ())
+        chunks = [output.take(event) for event in events(ids, sizes)]
         return "".join(chunk.reasoning for chunk in chunks), "".join(chunk.text for chunk in chunks)
 
     assert read(cuts) == read([1] * len(ids)) == read([])
+
+
+def test_stop_strings_count_in_the_content_only(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("<think>carry 1</think>\n42 carry on", add_special_tokens=False)
+
+    def read(cuts: list[int], **options: bool) -> tuple[str, str, object, int]:
+        output = ChoiceOutput(tokenizer, (1,), ("carry",), make_parser("qwen3", ""), (), (), **options)
+        chunks = []
+        for event in events(ids, cuts):
+            chunks.append(output.take(event))
+            if output.ended:
+                break
+        usage = chunks[-1].usage
+        assert usage is not None
+        text, reasoning = ("".join(getattr(c, part) for c in chunks) for part in ("text", "reasoning"))
+        return reasoning, text, chunks[-1].stop_reason, usage.reasoning_tokens
+
+    reasoning, text, reason, count = read([1] * len(ids))
+    assert (reasoning, text, reason) == ("carry 1", "42 ", "carry")
+    assert count == len(tokenizer.encode("carry 1</think>", add_special_tokens=False))
+    assert read([])[:3] == ("carry 1", "42 ", "carry")
+    assert read([1] * len(ids), include_stop=True)[1] == "42 carry"
+
+
+def test_ids_that_end_a_choice(tokenizer: Tokenizer) -> None:
+    """The caller's are named, the model's own are not; neither has text unless it is asked for."""
+    a, b = tokenizer.encode("a", False)[0], tokenizer.encode("b", False)[0]
+
+    def read(eos: tuple[int, ...], stop: tuple[int, ...], **options: bool) -> tuple[str, object]:
+        output = ChoiceOutput(tokenizer, (1,), (), None, eos, stop, **options)
+        chunk = output.take(TokenEvent("r", 0, 0, 0, (a, b), finish_reason="stop"))
+        return chunk.text, chunk.stop_reason
+
+    assert read((b,), ()) == ("a", None)
+    assert read((), (b,)) == ("a", b)
+    assert read((b,), (b,), include_stop=True) == ("ab", b)

@@ -52,6 +52,31 @@ def test_chat_stream_is_the_same_text(client: OpenAI) -> None:
     assert usage.completion_tokens > 20
 
 
+def test_stop_strings_count_in_the_content_only_and_reasoning_in_usage(client: OpenAI) -> None:
+    done = client.chat.completions.create(model="demo", messages=QUESTION, temperature=0, stop=["carry"])
+    message, usage = done.choices[0].message, done.usage
+    assert message.content == "579"
+    assert "carry" in message.reasoning  # type: ignore[attr-defined]
+    assert usage is not None
+    assert usage.completion_tokens_details is not None
+    assert 10 < (usage.completion_tokens_details.reasoning_tokens or 0) < usage.completion_tokens
+
+
+def test_reasoning_can_be_left_out_or_switched_off(client: OpenAI) -> None:
+    hidden = client.chat.completions.create(
+        model="demo", messages=QUESTION, temperature=0, extra_body={"include_reasoning": False}
+    )
+    assert (hidden.choices[0].message.content, hidden.choices[0].message.reasoning) == ("579", None)  # type: ignore[attr-defined]
+    stream = client.chat.completions.create(
+        model="demo", messages=QUESTION, temperature=0, stream=True, extra_body={"include_reasoning": False}
+    )
+    deltas = [chunk.choices[0].delta for chunk in stream]
+    assert "".join(delta.content or "" for delta in deltas) == "579"
+    assert not any(getattr(delta, "reasoning", None) for delta in deltas)
+    off = client.chat.completions.create(model="demo", messages=QUESTION, temperature=0, reasoning_effort="none")
+    assert off.choices[0].message.reasoning is None  # type: ignore[attr-defined]
+
+
 def test_no_thinking_by_template_option(client: OpenAI) -> None:
     done = client.chat.completions.create(
         model="demo", messages=[{"role": "user", "content": "What is 2 + 3?"}], temperature=0,

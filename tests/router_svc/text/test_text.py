@@ -1,4 +1,4 @@
-"""Detokenisation, stop strings and reasoning: whatever the chunks, the same text; tokenizers of all three kinds."""
+"""Detokenisation and stop strings: whatever the chunks, the same text; tokenizers of all three kinds."""
 
 import base64
 import io
@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from experts.errors import UserError
 from router_svc.demo_model.path import checkpoint_path
 from router_svc.text.chat import ChatTemplate, load_chat_template
-from router_svc.text.detokenize import Detokenizer
-from router_svc.text.reasoning import Tagged, make_parser, parser_name
+from router_svc.text.detokenize import Detokenizer, TokenTexts
 from router_svc.text.stop import StopStrings
 from router_svc.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -70,7 +69,7 @@ def test_endless_broken_bytes_are_told_as_they_come(hunyuan: Tokenizer, text: by
     stream, parts = Detokenizer(hunyuan), []
     for token in text:  # the first 256 ids are the bytes
         parts.append(stream.add((token,)))
-        assert len(stream._ids) - stream._told <= 32
+        assert len(stream._ids) - stream._given <= 32
     assert "".join(parts) + stream.finish() == hunyuan.decode(list(text))
 
 
@@ -82,6 +81,65 @@ def test_bytes_of_tokens_join_to_the_text(demo: Tokenizer, hunyuan: Tokenizer, p
         assert b"".join(map(tokenizer.token_bytes, ids)) == tokenizer.decode(ids, skip_special=False).encode()
     word = pieces.encode("€", add_special_tokens=False)
     assert b"".join(map(pieces.token_bytes, word)).lstrip() == "€".encode()
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_prompt_and_what_follows_join_to_the_whole(
+    demo: Tokenizer, hunyuan: Tokenizer, pieces: Tokenizer, data: st.DataObject
+) -> None:
+    """Wherever the prompt ends, inside a character or among specials."""
+    tokenizer, size = data.draw(st.sampled_from(((demo, 300), (hunyuan, 270), (pieces, 289))))
+    ids = data.draw(st.lists(st.integers(0, size), max_size=30))
+    ids += tokenizer.encode(data.draw(st.text("a €😀", max_size=6)), add_special_tokens=False)
+    cut = data.draw(st.integers(0, len(ids)))
+    prompt, rest = ids[:cut], ids[cut:]
+    stream = Detokenizer(tokenizer, prompt)
+    text = "".join(stream.add((token,)) for token in rest) + stream.finish()
+    whole = tokenizer.decode(ids)
+    assert whole.endswith(text)
+    before = tokenizer.decode(prompt)
+    # What the prompt left of a character is given with its end, be it by what follows or as U+FFFD.
+    assert before.rstrip("\ufffd").startswith(whole[: len(whole) - len(text)].rstrip("\ufffd"))
+    assert len(before) - len(whole[: len(whole) - len(text)]) <= 4
+
+
+def test_the_first_word_keeps_its_space(pieces: Tokenizer) -> None:
+    prompt = pieces.encode("the cat", add_special_tokens=True)
+    (word,) = pieces.encode("sat", add_special_tokens=False)
+    for ids in (prompt, [*prompt, *pieces.encode(" on", add_special_tokens=False)] * 9):
+        assert Detokenizer(pieces, ids).add((word,)) == " sat"
+    assert Detokenizer(pieces, [1]).add((word,)) == "sat", "a text that begins with it has none in front"
+    assert Detokenizer(pieces, [*prompt, *[2] * 50]).add((word,)) == " sat", "specials behind the text are no text"
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_texts_of_tokens_join_to_the_text_and_places_lie_in_it(
+    demo: Tokenizer, hunyuan: Tokenizer, pieces: Tokenizer, data: st.DataObject
+) -> None:
+    tokenizer = data.draw(st.sampled_from((demo, hunyuan, pieces)))
+    prompt = tokenizer.encode(data.draw(st.text("ab €", max_size=8)), add_special_tokens=True)
+    ids = tokenizer.encode(data.draw(st.text("the cat€😀", max_size=20)), add_special_tokens=False)
+    walked = TokenTexts(tokenizer, prompt)
+    found = [walked.step(token) for token in ids]
+    text = Detokenizer(tokenizer, prompt)
+    whole = "".join(text.add((token,)) for token in ids) + text.finish()
+    assert b"".join(one.raw for one in found).decode(errors="replace") == whole
+    for one in found:
+        if "\ufffd" not in one.text and not one.text.startswith("<0x"):
+            assert whole[one.offset :].startswith(one.text)
+
+
+def test_alternatives_are_measured_where_they_stand(pieces: Tokenizer) -> None:
+    the, cat = pieces.encode("the cat", add_special_tokens=False)
+    texts = TokenTexts(pieces)
+    assert texts.here(cat).text == "cat", "nothing stands before it"
+    assert texts.step(the) == ("the", b"the", 0)
+    assert texts.here(cat) == (" cat", b" cat", 3)
+    assert texts.here(2) == ("</s>", b"</s>", 3), "specials by their name"
+    assert texts.step(2).offset == 3
+    assert texts.step(cat) == (" cat", b" cat", 3), "specials take no room"
 
 
 def test_sentencepiece_spaces_and_bos(pieces: Tokenizer) -> None:
@@ -117,38 +175,6 @@ def test_stop_strings_cut_at_the_first_match(text: str, stops: list[str], cuts: 
     else:
         assert finder.matched is not None
         assert text.startswith(out + finder.matched)
-
-
-REASONED = "<think>\nfirst\n1<2\n</think>\n<answer>\n42 is <it>\n</answer>"
-
-
-@given(cuts=st.lists(st.integers(1, 9)))
-def test_reasoning_is_told_apart_whatever_the_chunks(cuts: list[int]) -> None:
-    for text, wanted in (
-        (REASONED, ("first\n1<2", "42 is <it>")),
-        ("<think>\n\n</think>\n<answer>\n7\n</answer>", ("", "7")),
-        ("<answer>\n7\n</answer>", ("", "7")),
-        ("plain <think>text", ("", "plain <think>text")),
-        ("<think>never ends", ("never ends", "")),
-        ("<thin air", ("", "<thin air")),
-    ):
-        parser = Tagged(answer_tags=True)
-        reasoning = content = ""
-        at = 0
-        for size in [*cuts, len(text)]:
-            part = parser.add(text[at : at + size])
-            reasoning, content = reasoning + part.reasoning, content + part.content
-            at += size
-        rest = parser.finish()
-        assert (reasoning + rest.reasoning, content + rest.content) == wanted
-
-
-def test_parser_is_chosen_by_family_and_prompt() -> None:
-    assert parser_name("auto", "hunyuan_v1_moe", None) == "hunyuan_a13b"
-    assert parser_name("auto", "mixtral", "{{ x }}") == "none"
-    assert make_parser("deepseek_r1", "…<think>\n").add("why</think>\nso").reasoning == "why"
-    with pytest.raises(UserError, match="reasoning parser"):
-        parser_name("gpt", "mixtral", None)
 
 
 def test_template_is_sandboxed_and_its_objections_are_told() -> None:
