@@ -15,18 +15,18 @@ async def test_threads_and_tasks_of_this_process_are_there_by_name() -> None:
         assert secret
         done.wait(60)
 
-    watch_thread("step-loop", waits_for_the_test, only_log, returns=True)
+    watch_thread("a loop", waits_for_the_test, only_log, returns=True)
     watch_task("leases", asleep.wait(), only_log, returns=True)  # type: ignore[arg-type]
     await asyncio.sleep(0)
     found = dump_here("rank 0 (expert)")
     text = page([found])
     asleep.set()
     done.set()
-    (stack,) = [thread.frames for thread in found.threads if thread.name == "step-loop"]
+    (stack,) = [thread.frames for thread in found.threads if thread.name == "a loop"]
     assert any("tests/experts/test_dump.py" in line and "waits_for_the_test" in line for line in stack)
     assert "wait" in stack[0], "the innermost call comes first"
     assert any(task.startswith("leases: ") for task in found.tasks)
-    assert "thread step-loop" in text
+    assert "thread a loop" in text
     assert "nobody may see" not in text, "no values"
 
 
