@@ -1,15 +1,16 @@
-"""The balancer and the recording that a plan asks for, put together. Knows no actor."""
+"""The balancer and the recording that a plan asks for, put together."""
 
 import asyncio
 from collections.abc import Callable, Sequence
 
 from cluster.balance.policies.registry import load_policy
 from cluster.events import EventLog
-from cluster.mover import MoveLimits, RankPort
+from cluster.mover import MoveLimits
+from cluster.orders import Orders
 from cluster.plan import ServePlan
 from cluster.rebalance import Balancer, BalancerSettings
 from cluster.recorder import LoadRecorder, Recording
-from experts.exchange.split import SplitPolicy
+from cluster.roster import Seat
 from experts.slots import slot_bytes
 
 
@@ -22,19 +23,18 @@ def recording_of(plan: ServePlan, note: Callable[[str, str], None]) -> Recording
     return Recording(recorder, config.record_interval, note)
 
 
-async def balancer_of(
-    plan: ServePlan, ports: Sequence[RankPort], split: SplitPolicy, events: EventLog, recording: Recording | None
-) -> Balancer:
-    """Not running yet. ports: all members of the first epoch. Raises UserError for a policy that can't be loaded here."""
+async def balancer_of(orders: Orders, seats: Sequence[Seat], events: EventLog, recording: Recording | None) -> Balancer:
+    """Not running yet. seats: all members of the first epoch. Raises UserError for a policy that can't be loaded here."""
+    plan = orders.plan
     config = plan.config
     settings = BalancerSettings(
         enabled=plan.balancing.enabled,
         off=plan.balancing.reason,
         moves=MoveLimits(slot_bytes(plan.spec.experts, plan.dtype)),
-        least_pairs=8 * plan.spec.experts.experts if plan.synthetic is None else 1,
+        least_pairs=orders.least_pairs,
         interval=config.eplb_interval,
     )
     policy = await asyncio.to_thread(
         load_policy, config.eplb_policy, "--eplb-policy", plan.user_folder, config.eplb_policy_timeout
     )
-    return Balancer(ports, plan.placement, policy, settings, events, split, recording)
+    return Balancer(seats, plan.placement, policy, settings, events, orders.policy, recording)

@@ -12,6 +12,7 @@ from cluster.cli.status import lines
 from cluster.config import ServeConfig
 from cluster.launch import RayCluster
 from cluster.loading import LoadingView
+from cluster.orders import Orders
 from cluster.plan import make_plan
 from router_svc.client import Client
 from router_svc.demo_model.path import checkpoint_path
@@ -37,7 +38,7 @@ def main() -> int:
     started = time.monotonic()
     config = replace(ServeConfig(), grpc_port=0, http_port=0, dtype="float32", served_model_name="tokenyard-demo")
     plan = make_plan(checkpoint_path(), config)
-    with RayCluster(plan) as cluster:
+    with RayCluster(Orders(plan)) as cluster:
         print("starting Ray, 1 attention actor and 2 expert actors with the small model ...", flush=True)
         with LoadingView(plan.seats) as view:
             cluster.start(view)

@@ -4,30 +4,34 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
-
-import ray
-from ray.exceptions import RayActorError, RayError
 
 from cluster.events import EventLog
 from experts.background import watch_task
 from experts.errors import UserError
-from router_svc.ingress import IngressOrder
+from experts.remote import Gone
+from router_svc.door import Door
+from router_svc.ingress import IngressOrder, SupervisorVerbs
 
 log = logging.getLogger(__name__)
 _PAUSE = 0.5  # s between attempts to open a door again
-_ANSWER = 2.0  # s for a door to answer
 
 
 class Doors:
-    """Lives in the supervisor's event loop. notice: tells people what is wrong with a door, empty when it is over."""
+    """Lives in the supervisor's event loop. supervisor: gives its port; notice: shows what is wrong with a door, empty when
+    it is over."""
 
-    def __init__(self, host: str, notice: Callable[[str], Awaitable[None]], events: EventLog) -> None:
-        self._host, self._notice, self._events = host, notice, events
-        self._doors: list[Any] = []
+    def __init__(
+        self,
+        host: str,
+        supervisor: Callable[[], SupervisorVerbs],
+        notice: Callable[[str], Awaitable[None]],
+        events: EventLog,
+    ) -> None:
+        self._host, self._supervisor, self._notice, self._events = host, supervisor, notice, events
+        self._doors: list[Door] = []
         self._watchers: list[asyncio.Task[None]] = []
 
-    def add(self, door: Any, order: IngressOrder, port: int) -> None:
+    def add(self, door: Door, order: IngressOrder, port: int) -> None:
         """Watch a door that listens on `port`."""
         self._doors.append(door)
         self._watchers.append(
@@ -35,14 +39,13 @@ class Doors:
         )
 
     @property
-    def named(self) -> dict[str, Any]:
-        """The doors' actors by name."""
+    def named(self) -> dict[str, Door]:
+        """The doors' ports by name."""
         return {f"gRPC door {number}": door for number, door in enumerate(self._doors)}
 
     async def pages(self) -> list[str]:
         """Metrics of the doors that answer."""
-        asked = (asyncio.wait_for(door.metrics.remote(), _ANSWER) for door in self._doors)
-        pages = await asyncio.gather(*asked, return_exceptions=True)
+        pages = await asyncio.gather(*(door.metrics() for door in self._doors), return_exceptions=True)
         return [page for page in pages if not isinstance(page, BaseException)]
 
     def stop_watching(self) -> None:
@@ -50,13 +53,13 @@ class Doors:
         for watcher in self._watchers:
             watcher.cancel()
 
-    async def _watch(self, door: Any, order: IngressOrder, port: int) -> None:
+    async def _watch(self, door: Door, order: IngressOrder, port: int) -> None:
         """Open a door again that died: Ray starts a new process, which knows no port yet."""
         while True:
             try:
-                await door.ended.remote()
+                await door.ended()
                 return  # closed on purpose
-            except RayActorError as error:
+            except Gone as error:
                 log.error("the gRPC door died: %s", error)
             except Exception as error:  # neither closed nor dead
                 log.exception("the gRPC door can't be watched")
@@ -75,11 +78,10 @@ class Doors:
         self._events.add(time.time(), "door", what)
         await self._notice(f"{what}: a gRPC door that dies now is not started again")
 
-    async def _reopened(self, door: Any, order: IngressOrder, port: int) -> bool:
-        me = ray.get_runtime_context().current_actor
+    async def _reopened(self, door: Door, order: IngressOrder, port: int) -> bool:
         try:
-            await door.start.remote(order, me, self._host, port)
-        except (RayError, UserError) as error:  # not up yet; or someone took the port meanwhile
+            await door.start(order, self._supervisor(), self._host, port)
+        except (Gone, UserError) as error:  # not up yet; or someone took the port meanwhile
             log.warning("the gRPC door is not back yet: %s", error)
             return False
         return True

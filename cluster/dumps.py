@@ -1,54 +1,53 @@
-"""Dumps of a whole cluster: of every rank and door, whether or not its event loop answers."""
+"""Dumps of other processes: of every rank and door, whether or not its event loop answers."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Mapping, Sequence
 
 import psutil
 
-from cluster.ranks import RankHandle
-from experts.dump import ProcessDump, dump_here
+from cluster.roster import Seat
+from experts.deadlines import DEADLINES
+from experts.dump import ProcessDump
 from experts.membership import Member
-
-ANSWER = 2.0  # s for a process's event loop to answer
-
-
-async def cluster_dump(
-    ranks: Sequence[RankHandle], states: Mapping[int, str], doors: Mapping[str, Any]
-) -> list[ProcessDump]:
-    """The calling process (the supervisor), then all others at once. states: of seats; doors: actors by name."""
-    asked = [_rank(handle, states.get(handle.seat.rank, "starting")) for handle in ranks]
-    asked += [_asked(door, name, 0) for name, door in doors.items()]
-    return [dump_here("supervisor"), *await asyncio.gather(*asked)]
+from router_svc.door import Door
 
 
-async def _rank(handle: RankHandle, state: str) -> ProcessDump:
-    seat = handle.seat
-    name = f"rank {seat.rank} ({seat.role})"
-    if state == "dead":
-        return ProcessDump(name, seat.pid, f"is dead; its process: {process_state(seat)}")
-    found = await _asked(handle.actor, name, seat.pid)
+async def dumps_of(seats: Sequence[Seat]) -> list[ProcessDump]:
+    """All of them at once."""
+    return await asyncio.gather(*map(_rank, seats))
+
+
+async def dumps_of_doors(doors: Mapping[str, Door]) -> list[ProcessDump]:
+    """All of them at once. doors: ports by name."""
+    return await asyncio.gather(*(_asked(door.dump(name), name, 0) for name, door in doors.items()))
+
+
+async def _rank(seat: Seat) -> ProcessDump:
+    member = seat.member
+    name = f"rank {member.rank} ({member.role})"
+    if seat.state == "dead":
+        return ProcessDump(name, member.pid, f"is dead; its process: {process_state(member)}")
+    found = await _asked(seat.port.dump(name), name, member.pid)
     if found.trouble:
-        found = ProcessDump(name, seat.pid, f"{found.trouble}; its process: {process_state(seat)}")
+        found = ProcessDump(name, member.pid, f"{found.trouble}; its process: {process_state(member)}")
     return found
 
 
-async def _asked(actor: Any, name: str, pid: int) -> ProcessDump:
+async def _asked(call: Awaitable[ProcessDump], name: str, pid: int) -> ProcessDump:
     try:
-        found: ProcessDump = await asyncio.wait_for(actor.dump.remote(name), ANSWER)
-        return found
+        return await call
     except TimeoutError:
-        return ProcessDump(name, pid, f"does not answer within {ANSWER:.0f} s")
+        return ProcessDump(name, pid, f"does not answer within {DEADLINES.answer:.0f} s")
     except Exception as error:  # its process died, or its call failed: the others' dumps are wanted all the same
         return ProcessDump(name, pid, f"can't be asked: {type(error).__name__}")
 
 
-def process_state(seat: Member) -> str:
+def process_state(member: Member) -> str:
     """What the kernel says of a rank's process, such as stopped or zombie."""
-    if not seat.pid:
+    if not member.pid:
         return "not known yet"
     try:
-        return psutil.Process(seat.pid).status()
+        return psutil.Process(member.pid).status()
     except psutil.NoSuchProcess:
         return "gone"
     except psutil.Error as error:

@@ -9,7 +9,7 @@ from ray import serve
 from cluster import local_http, ray_private
 from cluster.http_server import KEEP_ALIVE
 from experts.errors import UserError
-from router_svc.ingress import IngressOrder
+from router_svc.ingress import IngressOrder, SupervisorVerbs
 from router_svc.serve_app import HttpReplica
 
 _PROXY = 300.0  # s for Serve's proxy to be there on a busy machine
@@ -47,7 +47,7 @@ class HttpDoor:
                 logging_config={"log_level": "WARNING", "enable_access_log": False},
             )
 
-    def run(self, order: IngressOrder, supervisor: Any) -> None:
+    def run(self, order: IngressOrder, supervisor: SupervisorVerbs) -> None:
         """Start the application; it answers soon."""
         deployment: Any = HttpReplica
         self._running = True

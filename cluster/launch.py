@@ -4,34 +4,37 @@ import contextlib
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
 from cluster.balance.trace import parts_of
 from cluster.http_door import HttpDoor
 from cluster.loading import LoadingView
 from cluster.notes import ready, say
+from cluster.orders import Orders
 from cluster.plan import ServePlan
 from cluster.ray_session import RaySession, StartFailed
 from cluster.recorder import RecordingEnd
 from cluster.run_local import ready_line, say_recorded
 from cluster.signals import Signals, Stopped
 from cluster.supervisor import Supervisor
+from experts import remote
 from experts.address import free_port, one_address
 from experts.background import only_log, watch_thread
+from experts.deadlines import DEADLINES
 from experts.dump import ProcessDump, dump_here, page
-from experts.errors import UserError
+from experts.remote import Gone, answered, wait
 from router_svc.door import Door
 from router_svc.ingress import IngressOrder
 
+T = TypeVar("T")
 _SERVE_START = 60.0  # s that Serve may take to start before it is stopped halfway
-_DUMP = 6.0  # s for the supervisor, which gives ranks less, to answer
 _STOP = 30.0  # s for the ranks to end together
 _SAVE = 120.0  # s for a long recording to be written at the end; a second signal does not wait for it
 
@@ -39,16 +42,20 @@ _SAVE = 120.0  # s for a long recording to be written at the end; a second signa
 class RayCluster:
     """Everything that `serve` starts on Ray. `stop` leaves nothing of it behind, nor does leaving a `with` block."""
 
-    def __init__(self, plan: ServePlan, go_on: Callable[[], None] = lambda: None) -> None:
+    supervisor: Supervisor
+    door: Door | None = None
+
+    def __init__(self, orders: Orders, go_on: Callable[[], None] = lambda: None) -> None:
         """go_on: called every now and then while starting; what it raises breaks the start off."""
+        plan = orders.plan
         http_port = plan.config.http_port or free_port(plan.config.host)
         self.plan = replace(plan, config=replace(plan.config, http_port=http_port))
+        self._orders = replace(orders, plan=self.plan)
         self.namespace = f"tokenyard-{secrets.token_hex(4)}"
         self._session = RaySession(plan.config.ray_address, self.namespace)
         self._go_on = go_on
         self._trouble = False  # whether people were sent to the logs
-        self.supervisor: Any = None
-        self.door: Any = None
+        self._begun = False  # whether there is a supervisor
         self.grpc_port = 0
         self._http = HttpDoor(self.namespace, one_address(plan.config.host), http_port)
         self._serve: _Background | None = None
@@ -82,18 +89,20 @@ class RayCluster:
             self.plan.config.grace_period,
             self.plan.config.origins,
         )
-        self.door = ray.remote(Door).options(**self._options("door", 4096), max_restarts=-1).remote()
-        port = self.door.start.remote(order, self.supervisor, self.plan.config.host, self.plan.config.grpc_port)
+        options = self._options("door", 4096) | {"max_restarts": -1}
+        self.door = door = remote.start(Door, options=options)
+        port = door.start(order, self.supervisor, self.plan.config.host, self.plan.config.grpc_port)
         with self._waiting("Ray Serve with its HTTP proxy"):
             self._serve.join(self._go_on)
         with self._waiting("the HTTP application on Ray Serve"):
             self._http.run(order, self.supervisor)
         with self._waiting("the gRPC door"):
-            self.grpc_port = self._get(port)
-        self.supervisor.add_door.remote(self.door, order, self.grpc_port)
+            self.grpc_port = self._result(port)
+        remote.tell(self.supervisor.add_door(door, order, self.grpc_port))
         with self._waiting("the first answer on HTTP"):
             self._http.await_answer(self._go_on)
-        self.supervisor.note.remote("door", f"HTTP listens on {self.plan.config.host}:{self.http_port}")
+        listens = f"HTTP listens on {self.plan.config.host}:{self.http_port}"
+        remote.tell(self.supervisor.note("door", listens))
 
     def start_ranks(self, view: LoadingView) -> None:
         """Bring the ranks up without a front door, for what measures them."""
@@ -101,21 +110,22 @@ class RayCluster:
         with self._waiting("the ranks"):
             self._wait(loaded, view)
 
-    def _start_supervisor(self) -> Any:
+    def _start_supervisor(self) -> Awaitable[None]:
         self._go_on()
         self._session.start()
         self._go_on()
-        self.supervisor = ray.remote(Supervisor).options(**self._options("supervisor", 256)).remote(
-            self.plan, self.namespace, self._session.log_folder
-        )  # fmt: skip
-        return self.supervisor.start.remote()
+        self.supervisor = remote.start(
+            Supervisor, self._orders, self.namespace, self._session.log_folder, options=self._options("supervisor", 256)
+        )
+        self._begun = True
+        return self.supervisor.start()
 
     @contextmanager
     def _waiting(self, what: str) -> Iterator[None]:
         """Ray's and Serve's words for what did not come up are many lines long; the log has them."""
         try:
             yield
-        except (RayError, RuntimeError, TimeoutError) as error:
+        except (Gone, RayError, RuntimeError, TimeoutError) as error:
             logging.getLogger(__name__).info("%s: %s", what, error)
             raise StartFailed(f"waited for {what}: {_kind(error)}; logs are in {self._session.log_folder}") from error
 
@@ -123,13 +133,13 @@ class RayCluster:
         """Pass on what happens to the cluster until `asked`. Raises RuntimeError once nobody leads the ranks any more."""
         version, told = -1, ""
         while not asked.is_set():
-            news = self.supervisor.watch.remote(version)
-            while not ray.wait([news], timeout=0.5)[0]:
+            news = self.supervisor.watch(version)
+            while not answered(news, 0.5):
                 if asked.is_set():
                     return
             try:
-                version, state, reason = ray.get(news)
-            except RayActorError:
+                version, state, reason = wait(news)
+            except Gone:
                 raise RuntimeError(f"the supervisor died; logs are in {self._session.log_folder}") from None
             self._trouble = self._trouble or state == "degraded"
             line = f"{state}: {reason}" if reason else f"{state} again"
@@ -140,10 +150,10 @@ class RayCluster:
     def dump(self) -> str:
         """A page that says what every process is doing, from any thread; also while they start."""
         found = [dump_here("tokenyard serve")]
-        if self.supervisor is not None:
+        if self._begun:
             try:
-                found += ray.get(self.supervisor.dump.remote(), timeout=_DUMP)
-            except (GetTimeoutError, RayError) as error:
+                found += wait(self.supervisor.dump(), DEADLINES.relay)
+            except (TimeoutError, Gone, RayError) as error:
                 found.append(ProcessDump("supervisor", 0, f"does not answer: {type(error).__name__}"))
         return page(found, self.namespace)
 
@@ -152,10 +162,10 @@ class RayCluster:
         if self._serve is not None:  # Ray must not go while a thread is inside it
             self._serve.wait(_SERVE_START)
         grace = self.plan.config.grace_period if self.grpc_port else 0.0
-        if self.supervisor is not None:
+        if self._begun:
             _quietly(lambda: self._stop_supervisor(grace))
-        if self.door is not None:
-            _quietly(lambda: ray.get(self.door.stop.remote(1.0), timeout=5))
+        if (door := self.door) is not None:
+            _quietly(lambda: wait(door.stop(1.0), 5))
         if ray.is_initialized():
             _quietly(lambda: self._http.stop(wait=not self._session.private))
             if not self._session.private:
@@ -168,7 +178,7 @@ class RayCluster:
             seconds += _SAVE
             unheard = f"{path}: not heard of its end; what there is of it is in {parts_of(path)}"
             self.recorded = RecordingEnd(unheard, lost=True)
-        self.recorded = ray.get(self.supervisor.stop.remote(grace), timeout=seconds)
+        self.recorded = wait(self.supervisor.stop(grace), seconds)
 
     def _end_actors(self) -> None:
         """Ranks are detached, so that they outlive a supervisor that failed; here nothing of ours may stay."""
@@ -179,28 +189,28 @@ class RayCluster:
     def _options(self, name: str, concurrency: int) -> dict[str, Any]:
         return {"name": name, "namespace": self.namespace, "num_cpus": 0, "max_concurrency": concurrency}
 
-    def _wait(self, loaded: Any, view: LoadingView) -> None:
+    def _wait(self, loaded: Awaitable[None], view: LoadingView) -> None:
         while True:
-            done, _ = ray.wait([loaded], timeout=0.2)
-            with contextlib.suppress(RayActorError):
-                for rank, (bytes_done, total) in ray.get(self.supervisor.progress.remote()).items():
+            done = answered(loaded, 0.2)
+            with contextlib.suppress(Gone):
+                for rank, (bytes_done, total) in wait(self.supervisor.progress()).items():
                     if total:
                         view.update(rank, bytes_done, total)
             if done:
-                _get(loaded)
+                wait(loaded)
                 return
             self._go_on()
 
-    def _get(self, reference: Any) -> Any:
-        while not ray.wait([reference], timeout=0.2)[0]:
+    def _result(self, call: Awaitable[T]) -> T:
+        while not answered(call, 0.2):
             self._go_on()
-        return _get(reference)
+        return wait(call)
 
 
 def run(plan: ServePlan, signals: Signals) -> None:
     """Serve until a signal asks to end."""
     signals.ask_first()
-    with RayCluster(plan, signals.go_on) as cluster, contextlib.suppress(Stopped):
+    with RayCluster(Orders(plan), signals.go_on) as cluster, contextlib.suppress(Stopped):
         signals.dump_by(cluster.dump)
         with LoadingView(plan.seats) as view:
             cluster.start(view)
@@ -236,16 +246,6 @@ class _Background:
             raise self._error
 
 
-def _get(reference: Any) -> Any:
-    """A Ray result; a UserError of the other process comes out as itself."""
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-
-
 def _quietly(work: Any) -> None:
     """Shutting down goes on whatever one part of it says; what it says is logged."""
     try:
@@ -257,7 +257,6 @@ def _quietly(work: Any) -> None:
 
 def _kind(error: BaseException) -> str:
     """What kind of error it is, as people read it."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, RayActorError):
+    if isinstance(error, Gone):
         return "its process died"
-    return (str(cause).strip().splitlines() or [""])[-1] or type(cause).__name__
+    return (str(error).strip().splitlines() or [""])[-1] or type(error).__name__

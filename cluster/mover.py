@@ -7,40 +7,21 @@ it. Whatever fails leaves the placement in use as it is.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from cluster.balance.planner import fetches
 from cluster.balance.rounds import rounds
+from cluster.roster import Seat
+from experts.deadlines import DEADLINES
 from experts.exchange.split import SplitPolicy
-from experts.loads import StepLoads
 from experts.migrate import Move, Staged
 from experts.placement import Change, Placement
 from experts.weights_server import MoveFailed, PeerSlot
 
 T = TypeVar("T")
-_SWITCH_SECONDS = 10.0  # for all ranks to end a step under a placement that all offered
 Note = Callable[[str, str], None]  # kind and text of an event
-
-
-class RankPort(Protocol):
-    """A rank as the balancer uses it. Every call may raise when the rank is gone."""
-
-    rank: int
-    title: str
-    holds: bool
-    runs_attention: bool
-    host: str
-    weights_port: int
-
-    async def stepped(self) -> None: ...  # waits until `steps` has something
-    async def steps(self) -> list[StepLoads]: ...
-    async def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]: ...
-    async def offer(self, placement: Placement, policy: SplitPolicy) -> None: ...
-    async def drop_staged(self) -> None: ...
-    async def version(self) -> int: ...
-    async def nudge(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +49,7 @@ class Mover:
     before it is offered."""
 
     def __init__(
-        self, ports: Sequence[RankPort], placement: Placement, policy: SplitPolicy, limits: MoveLimits, note: Note,
+        self, seats: Sequence[Seat], placement: Placement, policy: SplitPolicy, limits: MoveLimits, note: Note,
         know: Callable[[Placement], None],
     ) -> None:  # fmt: skip
         self.placement, self.policy = placement, policy
@@ -77,19 +58,19 @@ class Mover:
         self._newest = placement.version  # ever offered
         self._digests: dict[tuple[int, int], bytes] = {}  # checksums of (layer, expert)
         self._pending: tuple[Placement, SplitPolicy] | None = None  # offered, and not known to be in use
-        self.meet(ports)
+        self.meet(seats)
 
-    def meet(self, ports: Sequence[RankPort]) -> None:
+    def meet(self, seats: Sequence[Seat]) -> None:
         """The members of the epoch, from now on."""
-        self._ports = ports
-        self._experts = [port for port in ports if port.holds]
+        self._seats = seats
+        self._experts = [seat for seat in seats if seat.member.holds_experts]
 
     async def settle(self) -> None:
         """Find out whether a placement came into use after all. Raises Stuck while that is open."""
         if self._pending is None:
             return
         placement, policy = self._pending
-        if min(await asyncio.gather(*(port.version() for port in self._ports))) < placement.version:
+        if min(await asyncio.gather(*(seat.port.version() for seat in self._seats))) < placement.version:
             raise Stuck(f"placement {placement.version} was offered and is not in use yet")
         self.placement, self.policy, self._pending = placement, policy, None
 
@@ -109,21 +90,21 @@ class Mover:
     async def _round(self, target: Placement) -> None:
         """Stage one round's moves, switch to what of it arrived."""
         limits, changes = self._limits, self.placement.diff(target)
-        per_rank = {port.rank: self._moves(port, changes) for port in self._experts}
+        per_rank = {seat.rank: self._moves(seat, changes) for seat in self._experts}
         most = max(map(len, per_rank.values()), default=0)
         deadline = limits.stage_seconds + 5 * most * limits.expert_bytes / limits.bandwidth
-        calls = [port.stage(per_rank[port.rank], limits.bandwidth) for port in self._experts]
-        told = await _within(deadline, asyncio.gather(*calls), f"fetching {most} experts")
-        each = [(port, one) for port, staged in zip(self._experts, told, strict=True) for one in staged]
-        failed = [(port, one) for port, one in each if one.error or not self._known_copy(one)]
-        for port, one in failed:
+        calls = [seat.port.stage(per_rank[seat.rank], limits.bandwidth) for seat in self._experts]
+        staged_by = await _within(deadline, asyncio.gather(*calls), f"fetching {most} experts")
+        each = [(seat, one) for seat, staged in zip(self._experts, staged_by, strict=True) for one in staged]
+        failed = [(seat, one) for seat, one in each if one.error or not self._known_copy(one)]
+        for seat, one in failed:
             self._note(
                 "move failed",
-                f"expert {one.move.expert} of layer {one.move.layer} to {port.title}: "
+                f"expert {one.move.expert} of layer {one.move.layer} to {seat.title}: "
                 + (one.error or f"the copy from {one.origin} differs from those moved before"),
             )
         width = self.placement.slots_per_rank
-        lost = {(one.move.layer, port.rank * width + one.move.slot) for port, one in failed}
+        lost = {(one.move.layer, seat.rank * width + one.move.slot) for seat, one in failed}
         reached = self._numbered(without(self.placement, target, lost) if lost else target)
         fetched = int(fetches(self.placement, reached).sum())
         await self._switch(reached, self.policy)
@@ -143,44 +124,45 @@ class Mover:
         """Offer a placement to all ranks, and wait until a step used it. Raises Stuck."""
         self._know(reached)
         self._pending = reached, policy
-        offers = asyncio.gather(*(port.offer(reached, policy) for port in self._ports))
+        offers = asyncio.gather(*(seat.port.offer(reached, policy) for seat in self._seats))
         try:
-            await _within(_SWITCH_SECONDS, offers, f"offering placement {reached.version}")
+            await _within(DEADLINES.switch, offers, f"offering placement {reached.version}")
         except MoveFailed as error:
             self._pending = None  # a rank that has not offered it keeps it from ever being used
             raise Stuck(str(error)) from error
-        await _within(_SWITCH_SECONDS, self._in_use(reached.version), f"switching to placement {reached.version}")
+        await _within(DEADLINES.switch, self._in_use(reached.version), f"switching to placement {reached.version}")
         self.placement, self.policy, self._pending = reached, policy, None
 
     async def _in_use(self, version: int) -> None:
-        bell = next(port for port in self._ports if port.runs_attention)
+        bell = next(seat.port for seat in self._seats if seat.member.runs_attention)
         while True:
             await bell.nudge()
-            if min(await asyncio.gather(*(port.version() for port in self._ports))) >= version:
+            if min(await asyncio.gather(*(seat.port.version() for seat in self._seats))) >= version:
                 return
             await asyncio.sleep(0.01)
 
-    def _moves(self, port: RankPort, changes: Sequence[Change]) -> list[Move]:
+    def _moves(self, seat: Seat, changes: Sequence[Change]) -> list[Move]:
         """What a rank fetches, each expert from its live copies: ranks of the same host first, turned so that sources
         share the work."""
         width = self.placement.slots_per_rank
-        by_rank = {p.rank: p for p in self._experts}
+        by_rank = {other.rank: other for other in self._experts}
         out = []
         for n, change in enumerate(changes):
-            if change.slot // width != port.rank or change.new < 0:
+            if change.slot // width != seat.rank or change.new < 0:
                 continue
             slots = np.flatnonzero(self.placement.slot_expert[change.layer] == change.new).tolist()
             turned = slots[n % len(slots) :] + slots[: n % len(slots)]
-            turned.sort(key=lambda slot: by_rank[slot // width].host != port.host)
+            turned.sort(key=lambda slot: by_rank[slot // width].member.node_ip != seat.member.node_ip)
             peers = tuple(
-                PeerSlot(by_rank[s // width].host, by_rank[s // width].weights_port, s % width) for s in turned
+                PeerSlot(by_rank[s // width].member.node_ip, by_rank[s // width].weights_port, s % width)
+                for s in turned
             )
             out.append(Move(change.layer, change.slot % width, change.new, peers))
         return out
 
     async def _drop(self) -> None:
         """Forget what was staged, wherever a rank still answers."""
-        await asyncio.gather(*(port.drop_staged() for port in self._experts), return_exceptions=True)
+        await asyncio.gather(*(seat.port.drop_staged() for seat in self._experts), return_exceptions=True)
 
 
 def without(current: Placement, target: Placement, failed: set[tuple[int, int]]) -> Placement:

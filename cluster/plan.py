@@ -10,7 +10,6 @@ from cluster.balance.policies.registry import load_policy, user_folder
 from cluster.config import ServeConfig
 from cluster.limits import PROCESS_BYTES, check_fits
 from cluster.recorder import check_writable
-from cluster.simulate.synthetic import Synthetic
 from experts.address import bare, check_port
 from experts.checkpoint.reader import CheckpointReader
 from experts.crew import most_threads
@@ -43,7 +42,7 @@ class Balancing:
 @dataclass(frozen=True, slots=True)
 class ServePlan:
     """What a rank or an ingress needs to know to start; picklable. most_threads: of any process, as the machine and the
-    user allow; synthetic: of a simulation, made traffic instead of a model; user_folder: the folder that
+    user allow; user_folder: the folder that
     `serve` was started in, where a policy of the user's own is looked for."""
 
     folder: Path
@@ -56,7 +55,6 @@ class ServePlan:
     placement: Placement
     seats: tuple[Member, ...]
     most_threads: int
-    synthetic: Synthetic | None = None
     balancing: Balancing = Balancing(False)
     user_folder: str = ""
 
@@ -134,7 +132,6 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True, check
         placement,
         _seats(config),
         most_threads(),
-        None,
         balancing,
         user_folder(),
     )

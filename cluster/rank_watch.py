@@ -3,48 +3,44 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-
-import ray
-from ray.exceptions import RayActorError
+from collections.abc import Awaitable, Callable
 
 from cluster.leases import Leases
 from cluster.lifecycle import Lifecycle
-from cluster.ranks import RankHandle
+from cluster.roster import Roster, Seat
+from experts import remote
 from experts.background import watch_task
-from experts.lease import RENEW
+from experts.deadlines import DEADLINES
+from experts.remote import Gone
 
 log = logging.getLogger(__name__)
-HANGS = 30.0  # s without an answer after which a rank that serves counts as hung
-_VERDICT = 10.0  # s for a rank of a broken group to answer before it counts as hung and is ended
-_CULPRIT_WAIT = 0.5  # s that a broken group waits for news of a death, to name it
 
 
 class RankWatch:
-    """Lives in the supervisor's event loop. ranks: of the epoch in use; happened: notes an event (kind, text);
-    give_up: the epoch can't go on, `life` knows why."""
+    """Lives in the supervisor's event loop. happened: notes an event (kind, text);
+    end: the epoch can't go on, `life` knows why."""
 
     def __init__(
         self,
         life: Lifecycle,
-        ranks: Callable[[], Sequence[RankHandle]],
+        roster: Roster,
         log_dir: str,
         happened: Callable[[str, str], None],
-        give_up: Callable[[], Awaitable[None]],
+        end: Callable[[], Awaitable[None]],
     ) -> None:
-        self._life, self._ranks, self._log_dir = life, ranks, log_dir
-        self._happened, self._give_up = happened, give_up
-        self._leases = Leases(self._silent, lambda what: happened("lease", what), self._unwatched, HANGS)
+        self._life, self._roster, self._log_dir = life, roster, log_dir
+        self._happened, self._end = happened, end
+        self._leases = Leases(self._silent, lambda what: happened("lease", what), self.give_up, DEADLINES.hangs)
         self._tasks: list[asyncio.Task[None]] = []
 
-    def keep(self, handle: RankHandle) -> None:
+    def keep(self, seat: Seat) -> None:
         """Renew the lease of a rank that starts."""
-        self._leases.keep(handle)
+        self._leases.keep(seat)
 
-    def watch(self, handle: RankHandle) -> None:
+    def watch(self, seat: Seat) -> None:
         """A rank is in the epoch: its end matters from now on."""
-        name = f"watch of rank {handle.seat.rank}"
-        self._tasks.append(watch_task(name, self._watch(handle), self._unwatched, returns=True))
+        name = f"watch of rank {seat.rank}"
+        self._tasks.append(watch_task(name, self._watch(seat), self.give_up, returns=True))
 
     def stop(self) -> None:
         """Ranks that end from now on end on purpose."""
@@ -52,83 +48,83 @@ class RankWatch:
         for task in self._tasks:
             task.cancel()
 
-    async def _watch(self, handle: RankHandle) -> None:
+    async def _watch(self, seat: Seat) -> None:
         """Wait on a rank for as long as it lives; Ray ends the call within milliseconds of its death."""
         while True:
             try:
-                reason = await handle.actor.ended.remote()
+                reason = await seat.port.ended()
                 break
-            except RayActorError:
-                await self._lost(handle)
+            except Gone:
+                await self._lost(seat)
                 return
             except Exception as error:  # one bad call says nothing of the rank
-                log.exception("%s can't be waited for", handle.title)
-                self._happened("watch", f"{handle.title} can't be waited for, and is asked again: {error}")
-                await asyncio.sleep(RENEW)
+                log.exception("%s can't be waited for", seat.title)
+                self._happened("watch", f"{seat.title} can't be waited for, and is asked again: {error}")
+                await asyncio.sleep(DEADLINES.renew)
         if not reason or self._life.state in ("stopping", "degraded"):
             return
-        await asyncio.sleep(_CULPRIT_WAIT)  # a peer's death breaks the group before Ray reports it
+        if len(self._roster.seats) > 1:
+            await asyncio.sleep(DEADLINES.culprit)  # a peer's death breaks the group before Ray reports it
         if self._life.state != "ready":
             return
-        ranks = self._ranks()
+        ranks = list(self._roster.seats)
         answers = await asyncio.gather(*map(self._answers, ranks))
-        silent = [h for h, answered in zip(ranks, answers, strict=True) if not answered]
+        silent = [s for s, answered in zip(ranks, answers, strict=True) if not answered]
         if self._life.state != "ready":
             return
         if silent:  # its peers only know that they waited, and often on another that waited too
             await self._hung(silent[0])
             return
-        self._life.broke(self._for_good(f"{handle.title} left the group: {reason}"))
-        await self._give_up()
+        self._life.broke(self._for_good(f"{seat.title} left the group: {reason}"))
+        await self._end()
 
-    async def _answers(self, handle: RankHandle) -> bool:
+    async def _answers(self, seat: Seat) -> bool:
         """Whether a rank's process still reacts; a dead one is its watcher's business."""
         try:
-            await asyncio.wait_for(handle.actor.keep.remote(), _VERDICT)
+            await asyncio.wait_for(seat.port.keep(), DEADLINES.verdict)
         except TimeoutError:
             return False
         except Exception as error:
-            log.info("%s answered with %r", handle.title, error)
+            log.info("%s answered with %r", seat.title, error)
         return True
 
-    async def _silent(self, handle: RankHandle) -> None:
+    async def _silent(self, seat: Seat) -> None:
         """A rank that serves and does not answer hangs; one that loads may be busy."""
         if self._life.state == "ready":
-            await self._hung(handle)
+            await self._hung(seat)
 
-    async def _hung(self, handle: RankHandle) -> None:
+    async def _hung(self, seat: Seat) -> None:
         """A rank that does not answer is given up, and ended as soon as it reacts: its group went on without it."""
-        if not self._sits(handle):
+        if not self._roster.sits(seat):
             return
-        self._life.died(handle.seat.rank, self._for_good(f"{handle.title} does not answer any more"))
+        seat.state = "dead"
+        self._life.died(self._for_good(f"{seat.title} does not answer any more"))
         log.error("%s", self._life.reason)
-        ray.kill(handle.actor)
-        await self._give_up()
+        remote.kill(seat.port)
+        await self._end()
 
-    async def _lost(self, handle: RankHandle) -> None:
-        if not self._sits(handle):
+    async def _lost(self, seat: Seat) -> None:
+        if not self._roster.sits(seat):
             return  # ended by us
-        self._life.died(handle.seat.rank, self._for_good(f"{handle.title} died"))
+        seat.state = "dead"
+        self._life.died(self._for_good(f"{seat.title} died"))
         if self._life.state != "stopping":
             log.error("%s", self._life.reason)
-            await self._give_up()
+            await self._end()
 
-    async def _unwatched(self, what: str) -> None:
-        """Nobody would notice a rank's end any more, or keep it alive: better to end while it can be said why."""
+    async def give_up(self, what: str) -> None:
+        """The ranks can't serve any more, though none is known to have died."""
         if self._life.state not in ("stopping", "degraded"):
             self._life.broke(self._for_good(what))
-            await self._give_up()
-
-    def _sits(self, handle: RankHandle) -> bool:
-        """Whether the rank is in the epoch, and not known to be dead."""
-        return handle in self._ranks() and self._life.seat_states[handle.seat.rank] != "dead"
+            await self._end()
 
     def _for_good(self, what: str) -> str:
         """The reason of a cluster that serves nobody any more, and what its operator does about it."""
-        return f"{what}; stop this server and start it again (tokenyard serve); logs are in {self._log_dir}"
+        logs = f"; logs are in {self._log_dir}" if self._log_dir else ""
+        return f"{what}; stop this server and start it again (tokenyard serve){logs}"
 
 
-async def end_of(handle: RankHandle) -> None:
+async def end_of(seat: Seat) -> None:
     """Return when a rank's step loop has ended, or its process."""
-    with contextlib.suppress(RayActorError):
-        await handle.actor.ended.remote()
+    with contextlib.suppress(Gone):
+        await seat.port.ended()

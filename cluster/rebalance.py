@@ -1,7 +1,6 @@
 """Balancer: watches the loads, asks the policy, has experts moved, and says why and what it brought.
 
-One at a time, beside the running steps; whatever fails leaves the placement in use as it is. Knows ranks through
-`RankPort` only, so it runs alike over Ray actors and over threads.
+One at a time, beside the running steps; whatever fails leaves the placement in use as it is.
 """
 
 import asyncio
@@ -24,8 +23,9 @@ from cluster.balance.score import predicted_excess
 from cluster.balance.shape import ClusterShape
 from cluster.balance.speeds import RankSpeeds
 from cluster.events import EventLog
-from cluster.mover import MoveLimits, Mover, RankPort, Stuck
+from cluster.mover import MoveLimits, Mover, Stuck
 from cluster.recorder import Recording
+from cluster.roster import Seat
 from cluster.status import BalancerView
 from experts.errors import UserError
 from experts.exchange.split import SplitPolicy
@@ -86,19 +86,19 @@ class Balancer:
     """`run` is a task of the supervisor's; `rebalance` may be called beside it."""
 
     def __init__(
-        self, ports: Sequence[RankPort], placement: Placement, policy: Policy, settings: BalancerSettings,
+        self, seats: Sequence[Seat], placement: Placement, policy: Policy, settings: BalancerSettings,
         events: EventLog, split: SplitPolicy | None = None, recording: Recording | None = None,
     ) -> None:  # fmt: skip
-        """ports: all members of epoch 1, in its order; split: the policy they began with; recording: gets every step, too."""
+        """seats: all members of epoch 1, in its order; split: the policy they began with; recording: gets every step, too."""
         self.plans = self.rebalances = 0
         self.rebalance_seconds = 0.0
         self.state, self.reason = ("ok", "") if settings.enabled else ("off", settings.off)
         self.last_text = ""
         self._policy, self._settings, self._events = policy, settings, events
-        self._mover = Mover(ports, placement, split or SplitPolicy(), settings.moves, self._note, self._know)
+        self._mover = Mover(seats, placement, split or SplitPolicy(), settings.moves, self._note, self._know)
         self._speeds = RankSpeeds()
-        self._experts = [port for port in ports if port.holds]
-        self._collector = self._new_collector(1, ports)
+        self._experts = [seat for seat in seats if seat.member.holds_experts]
+        self._collector = self._new_collector(1, seats)
         self._history = History(_HISTORY, settings.least_pairs)
         self.quiet = asyncio.Lock()  # held while something moves: whoever holds it keeps the placement as it is
         self._asking = asyncio.Lock()  # held while the policy thinks; `quiet` is free meanwhile
@@ -133,10 +133,10 @@ class Balancer:
     @property
     def shape(self) -> ClusterShape:
         """The expert ranks; seats without a member count as dead."""
-        members = {port.rank for port in self._experts}
+        members = {seat.rank for seat in self._experts}
         vacant = frozenset(range(self.placement.ranks)) - members
         speeds = self._speeds.of(self.placement.ranks)
-        hosts = {port.rank: port.host for port in self._experts}
+        hosts = {seat.rank: seat.member.node_ip for seat in self._experts}
         names = [hosts.get(rank, "") for rank in range(self.placement.ranks)]
         nodes = tuple(sorted(set(names)).index(name) for name in names) if len(set(hosts.values())) > 1 else ()
         return ClusterShape(
@@ -166,21 +166,21 @@ class Balancer:
         await self._look(self._experts, [self._collector])
         self._judge()
 
-    async def meet(self, epoch: int, ports: Sequence[RankPort]) -> None:
+    async def meet(self, epoch: int, seats: Sequence[Seat]) -> None:
         """Epoch `epoch` runs, of these members; call it with `quiet` held, before the processes of those that left end."""
-        experts = [port for port in ports if port.holds]
-        last, self._collector = self._collector, self._new_collector(epoch, ports)
-        members = {port.rank for port in experts}
-        leaving = [port for port in self._experts if port.rank not in members]
+        experts = [seat for seat in seats if seat.member.holds_experts]
+        last, self._collector = self._collector, self._new_collector(epoch, seats)
+        members = {seat.rank for seat in experts}
+        leaving = [seat for seat in self._experts if seat.rank not in members]
         try:
             await self._look(leaving, [last])
         except Exception as error:  # who left may be gone already
             log.warning("the last loads of a rank that left are not counted: %s", error)
         await self._look(experts, [last, self._collector])
-        for rank in members - {port.rank for port in self._experts}:
+        for rank in members - {seat.rank for seat in self._experts}:
             self._speeds.forget(rank)
         self._experts = experts
-        self._mover.meet(ports)
+        self._mover.meet(seats)
         self._judge_at = None  # what was promised was for other ranks
 
     async def vacate(self, rank: int) -> None:
@@ -222,7 +222,7 @@ class Balancer:
         part in every step, so one of them is enough."""
         first = self._experts[0]
         try:
-            await first.stepped()
+            await first.port.stepped()
         except Exception:
             if first in self._experts:  # else it left, and was ended
                 raise
@@ -302,11 +302,11 @@ class Balancer:
         )
         self._judge_at = (self._history.total + self._settings.interval, decision, was)
 
-    async def _look(self, ports: Sequence[RankPort], collectors: Sequence[LoadCollector]) -> None:
-        told = await asyncio.gather(*(port.steps() for port in ports))
+    async def _look(self, seats: Sequence[Seat], collectors: Sequence[LoadCollector]) -> None:
+        counted = await asyncio.gather(*(seat.port.steps() for seat in seats))
         for collector in collectors:
-            for port, steps in zip(ports, told, strict=True):
-                collector.add(port.rank, steps)
+            for seat, steps in zip(seats, counted, strict=True):
+                collector.add(seat.rank, steps)
             for row in collector.take():
                 self._take(row)
 
@@ -325,7 +325,7 @@ class Balancer:
         before = self._speeds.of(self.placement.ranks)
         work, seconds = np.stack([row.work for row in rows]), np.stack([row.seconds for row in rows])
         steps = np.array([float(row.steps) for row in rows])
-        self._speeds.judge([port.rank for port in self._experts], work, seconds, steps)
+        self._speeds.judge([seat.rank for seat in self._experts], work, seconds, steps)
         now = self._speeds.of(self.placement.ranks)
         if now != before:
             told = ", ".join(f"rank {rank} {speed:g}" for rank, speed in enumerate(now) if speed != 1)
@@ -335,9 +335,9 @@ class Balancer:
     def _wanted_split(self) -> SplitPolicy:
         return replace(self._mover.policy, speeds=self._speeds.of(self.placement.ranks))
 
-    def _new_collector(self, epoch: int, ports: Sequence[RankPort]) -> LoadCollector:
-        sources = [number for number, port in enumerate(ports) if port.runs_attention]
-        ranks = [port.rank for port in ports if port.holds]
+    def _new_collector(self, epoch: int, seats: Sequence[Seat]) -> LoadCollector:
+        sources = [number for number, seat in enumerate(seats) if seat.member.runs_attention]
+        ranks = [seat.rank for seat in seats if seat.member.holds_experts]
         return LoadCollector(epoch, self.placement, ranks, sources, self._mover.policy.floor)
 
     def _know(self, placement: Placement) -> None:

@@ -8,7 +8,6 @@ from experts.crew import Crew
 from experts.exchange.base import Exchange
 from experts.exchange.wire import ExpertBatch, Route, StepHeader
 from experts.loads import ExpertLoads
-from experts.pace import Pace
 from experts.slots import ExpertSlots
 from experts.spec import ExpertsSpec
 
@@ -21,13 +20,12 @@ class ExpertLayers:
 
     def __init__(
         self, spec: ExpertsSpec, exchange: Exchange, slots: ExpertSlots | None, dtype: torch.dtype, device: str,
-        pace: Pace | None = None, crew: Crew | None = None,
+        crew: Crew | None = None,
     ) -> None:  # fmt: skip
-        """pace: time to take on top of computing, in simulations; crew: of the step thread, None: that thread alone."""
+        """crew: of the step thread, None: that thread alone."""
         self.spec = spec
         self.exchange = exchange
         self.slots = slots
-        self._pace = pace
         self.crew = crew or Crew(1)
         self.loads = ExpertLoads(spec.moe_layers, slots.slots if slots else 0, device, exchange.size)
         self.compute_seconds = 0.0  # in this rank's experts; waiting for peers is not in it
@@ -58,8 +56,6 @@ class ExpertLayers:
             with self.crew.part("experts", 2 * batch.slots.numel() * self.spec.hidden * self.spec.width):
                 y = self.slots.forward(layer, batch)
             self.loads.add(layer, batch)
-            if self._pace is not None:
-                time.sleep(max(self._pace.of(batch.slots) - (time.perf_counter() - started), 0))
         self.compute_seconds += time.perf_counter() - started
         return y
 

@@ -6,14 +6,12 @@ import time
 from collections.abc import Callable
 
 log = logging.getLogger(__name__)
-LEASE = 60.0  # s without the supervisor after which a rank ends
-RENEW = 15.0  # s between renewals
 
 
 class Lease:
     """Lives in the running event loop. `end` is called once, when `seconds` have passed without `renew`."""
 
-    def __init__(self, end: Callable[[], None], seconds: float = LEASE) -> None:
+    def __init__(self, end: Callable[[], None], seconds: float) -> None:
         self._end, self._seconds = end, seconds
         self._renewed = time.monotonic()
         self._loop = asyncio.get_event_loop()

@@ -1,12 +1,11 @@
 """The gRPC door: a Ray actor with the project's own grpc.aio server."""
 
 import asyncio
-from typing import Any
 
 from experts.dump import ProcessDump, dump_here
 from experts.errors import UserError
 from router_svc.api.grpc_server import GrpcServer
-from router_svc.ingress import Ingress, IngressOrder
+from router_svc.ingress import Ingress, IngressOrder, SupervisorVerbs
 
 
 class Door:
@@ -18,7 +17,7 @@ class Door:
         self._state = "starting"
         self._closed = asyncio.Event()
 
-    async def start(self, order: IngressOrder, supervisor: Any, host: str, port: int) -> int:
+    async def start(self, order: IngressOrder, supervisor: SupervisorVerbs, host: str, port: int) -> int:
         """Connect and listen on `port`, 0 = any free one; the port. Raises UserError when it is taken."""
         ingress = self._ingress or Ingress(order, supervisor)
         service = ingress.service or await ingress.start(self._show)

@@ -1,31 +1,27 @@
-"""What an ingress process (door or Serve replica) is made of: text, links to attention ranks, the supervisor's word.
-
-The supervisor is a Ray actor handle here, used by its methods' names alone.
-"""
+"""What an ingress process (door or Serve replica) is made of: text, links to attention ranks, the supervisor's word."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from ray.exceptions import RayActorError, RayTaskError
+from typing import Any, Protocol, TypeVar
 
 from experts.background import end_process, only_log, watch_task
 from experts.dump import ProcessDump, dump_here
-from experts.errors import UserError
 from experts.placement import Placement
+from experts.remote import Gone
 from router_svc.api.calls import ApiError, ModelInfo
 from router_svc.api.limits import ServiceLimits
 from router_svc.api.metrics import IngressMetrics
 from router_svc.api.service import Service, TextStack
-from router_svc.link.client import LinkEngines
+from router_svc.link.client import LinkAddress, LinkEngines
 from router_svc.models.spec import ModelSpec
 from router_svc.request import Code
 
 log = logging.getLogger(__name__)
-_DUMP = 6.0  # s for the supervisor, which gives ranks less, to answer
+T = TypeVar("T")
+_NO_SUPERVISOR = "the supervisor is gone; start the server again"
 _PAUSE = 1.0  # s before the state is asked for again, after a call that failed
 
 
@@ -43,53 +39,58 @@ class IngressOrder:
     origins: tuple[str, ...] = ()
 
 
-class SupervisorBackend:
-    """AdminBackend over the supervisor's actor."""
+class SupervisorVerbs(Protocol):
+    """What an ingress asks of the supervisor; see its own docstrings."""
 
-    def __init__(self, supervisor: Any) -> None:
+    async def links(self) -> tuple[str, list[LinkAddress]]: ...
+    async def watch(self, known: int) -> tuple[int, str, str]: ...
+    async def status(self, events: bool = False) -> dict[str, Any]: ...
+    async def rebalance(self, dry_run: bool) -> dict[str, Any]: ...
+    async def placement(self) -> Placement: ...
+    async def dump(self) -> list[ProcessDump]: ...
+    async def metrics(self, ingress_page: str) -> str: ...
+
+
+class SupervisorBackend:
+    """AdminBackend over the supervisor's port."""
+
+    def __init__(self, supervisor: SupervisorVerbs) -> None:
         self._supervisor = supervisor
 
     async def status(self, events: bool = False) -> dict[str, Any]:
-        found: dict[str, Any] = await self._ask("status", events)
-        return found
+        return await _answer(self._supervisor.status(events))
 
     async def rebalance(self, dry_run: bool) -> dict[str, Any]:
-        found: dict[str, Any] = await self._ask("rebalance", dry_run)
-        return found
+        return await _answer(self._supervisor.rebalance(dry_run))
 
     async def placement(self) -> Placement:
-        found: Placement = await self._ask("placement")
-        return found
+        return await _answer(self._supervisor.placement())
 
     async def dump(self) -> list[ProcessDump]:
         """With a supervisor that does not answer, this process alone."""
         own = "the process that was asked"
         try:
-            found: list[ProcessDump] = await asyncio.wait_for(self._ask("dump"), _DUMP)
-        except TimeoutError:
-            return [dump_here(own), ProcessDump("supervisor", 0, f"does not answer within {_DUMP:.0f} s")]
+            return await _answer(self._supervisor.dump())
+        except TimeoutError as error:
+            return [dump_here(own), ProcessDump("supervisor", 0, str(error))]
         except ApiError as error:
             return [dump_here(own), ProcessDump("supervisor", 0, error.message)]
-        return found
 
     async def metrics(self, ingress_page: str) -> str:
-        return str(await self._ask("metrics", ingress_page))
+        return await _answer(self._supervisor.metrics(ingress_page))
 
-    async def _ask(self, name: str, *arguments: str | bool) -> Any:
-        try:
-            return await getattr(self._supervisor, name).remote(*arguments)
-        except RayActorError:
-            raise ApiError(Code.UNAVAILABLE, "the supervisor is gone; start the server again") from None
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):  # without the remote traceback
-                raise error.cause from None
-            raise
+
+async def _answer(call: Awaitable[T]) -> T:
+    try:
+        return await call
+    except Gone:
+        raise ApiError(Code.UNAVAILABLE, _NO_SUPERVISOR) from None
 
 
 class Ingress:
     """A Service over links, kept up to date with the cluster's state."""
 
-    def __init__(self, order: IngressOrder, supervisor: Any) -> None:
+    def __init__(self, order: IngressOrder, supervisor: SupervisorVerbs) -> None:
         self._order = order
         self._supervisor = supervisor
         self.admin = SupervisorBackend(supervisor)
@@ -100,7 +101,7 @@ class Ingress:
         """Connect and follow the state; `also` is told of every state too."""
         order = self._order
         text = await asyncio.to_thread(TextStack.load, order.folder, order.spec, order.reasoning)
-        secret, addresses = await self._supervisor.links.remote()
+        secret, addresses = await self._supervisor.links()
         engines = LinkEngines(secret)
         await engines.connect(addresses)
         self.service = Service(text, engines, order.limits, order.info, IngressMetrics(order.info.name))
@@ -122,9 +123,9 @@ class Ingress:
     async def _look(self, known: int, engines: LinkEngines, also: Callable[[str], Awaitable[None]] | None) -> int:
         """Show the cluster's state once its version is not `known`; the version, -1 without a supervisor."""
         try:
-            version, state, reason = await self._supervisor.watch.remote(known)
-        except RayActorError:
-            version, state, reason = -1, "degraded", "the supervisor is gone; start the server again"
+            version, state, reason = await self._supervisor.watch(known)
+        except Gone:
+            version, state, reason = -1, "degraded", _NO_SUPERVISOR
         engines.show_state(state, reason)
         if state == "stopping" and self.service is not None:
             watch_task("drain", self.service.drain(self._order.grace), only_log, returns=True)

@@ -2,14 +2,13 @@
 
 import asyncio
 import logging
-from typing import Any
 
 import ray
 from ray.serve._private import replica as serve_replica
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from router_svc.api.http import build_app
-from router_svc.ingress import Ingress, IngressOrder
+from router_svc.ingress import Ingress, IngressOrder, SupervisorVerbs
 
 log = logging.getLogger(__name__)
 
@@ -18,11 +17,11 @@ class ReplicaApp:
     """What Serve calls. The real app needs the event loop and the links, and is built with the first request."""
 
     def __init__(self) -> None:
-        self._source: tuple[IngressOrder, Any] | None = None
+        self._source: tuple[IngressOrder, SupervisorVerbs] | None = None
         self._app: ASGIApp | None = None
         self._building: asyncio.Lock | None = None
 
-    def configure(self, order: IngressOrder, supervisor: Any) -> None:
+    def configure(self, order: IngressOrder, supervisor: SupervisorVerbs) -> None:
         """What to serve; called once, when the replica starts."""
         keep_inner_port_to_node()
         self._source = (order, supervisor)

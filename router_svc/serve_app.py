@@ -1,11 +1,9 @@
 """HTTP on Ray Serve: a deployment that runs the ASGI app of `replica_app`."""
 
-from typing import Any
-
 from ray import serve
 
 from router_svc import replica_app
-from router_svc.ingress import IngressOrder
+from router_svc.ingress import IngressOrder, SupervisorVerbs
 
 
 @serve.deployment(
@@ -15,5 +13,5 @@ from router_svc.ingress import IngressOrder
 class HttpReplica:
     """One replica of the HTTP face."""
 
-    def __init__(self, order: IngressOrder, supervisor: Any) -> None:
+    def __init__(self, order: IngressOrder, supervisor: SupervisorVerbs) -> None:
         replica_app.APP.configure(order, supervisor)

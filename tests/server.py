@@ -13,7 +13,7 @@ from cluster.inprocess import LocalServer
 from cluster.plan import make_plan
 from experts.address import joined
 from router_svc.demo_model.path import checkpoint_path
-from router_svc.engine.step_loop import EngineStats
+from router_svc.engine.step_loop import Engine, EngineStats
 from tests.patience import PATIENCE, wait_until
 
 
@@ -34,8 +34,15 @@ class RunningServer:
 
     def stats(self) -> EngineStats:
         """The engine's."""
-        assert self.server.rank is not None
-        return self.server.rank.engine.stats()
+        return self.engine.stats()
+
+    @property
+    def engine(self) -> Engine:
+        """The one rank's."""
+        joined = self.server.worker.joined
+        assert joined is not None
+        assert isinstance(joined.body, Engine)
+        return joined.body
 
     def quiet(self) -> None:
         """Wait until nothing runs and no block is held; fails otherwise."""

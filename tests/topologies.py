@@ -1,29 +1,28 @@
-"""Whole topologies with ranks as threads of one process and real gloo between them: every actor's inside, no Ray."""
+"""Whole cells with ranks as hosts in this process and real gloo between them: production's supervision without Ray."""
 
+import asyncio
 import itertools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-import torch
-
+from cluster.cell import Cell
 from cluster.config import ServeConfig
+from cluster.events import EventLog
+from cluster.orders import Orders, Spawn, in_process, local_worker
 from cluster.plan import ServePlan, make_plan
-from experts.checkpoint.reader import CheckpointReader
-from experts.doorbell import Moment
-from experts.exchange.group import open_store
-from experts.membership import EpochRecord, Membership
-from experts.rank import RankOrder, RankSeat
-from experts.rank_loop import ExpertRankLoop
-from router_svc.engine.batch import KVCache
+from experts.worker import Worker, WorkerOrder
 from router_svc.engine.step_loop import Engine
-from router_svc.models.decoder import build_model
 from router_svc.request import EngineRequest, Event
+from router_svc.worker import AttentionOrder, AttentionWorker, Deliver
 from tests.engines import tokens_of
 from tests.patience import PATIENCE
 
+T = TypeVar("T")
 TOPOLOGIES = {
     "1+0": {"attention_workers": 1, "expert_workers": 0},
     "1+2": {"attention_workers": 1, "expert_workers": 2},
@@ -32,105 +31,100 @@ TOPOLOGIES = {
 }
 
 
-class ThreadCluster:
-    """All ranks of a plan. Requests go to the attention ranks in turn."""
+@dataclass(frozen=True)
+class ThreadOrders(Orders):
+    """A plan's orders, whose events come to `deliver`, and whose steps use one thread."""
 
-    def __init__(self, plan: ServePlan) -> None:
+    deliver: Deliver
+
+    def attention(self, common: WorkerOrder) -> WorkerOrder:
+        return AttentionOrder(**vars(common), model=self.plan.spec, engine=self.plan.engine, deliver=self.deliver)
+
+    def _threads(self, seat: object) -> int:
+        return 1
+
+
+class ThreadCluster:
+    """A cell that runs in an event loop of its own. Requests go to the attention ranks in turn."""
+
+    def __init__(self, plan: ServePlan, spawn: Spawn = in_process) -> None:
         self.plan = plan
-        self.store = open_store("127.0.0.1")
-        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.engines: list[Engine] = []
-        self.seats: list[RankSeat] = []
-        self.lost: list[str] = []
-        self._threads: list[threading.Thread] = []
+        self.events = EventLog()
+        self._answers: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.cell = self.call(self._make(spawn))
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the cell's event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
 
     def start(self) -> None:
-        record = EpochRecord(Membership(1, self.plan.seats), "127.0.0.1", self.store.port, PATIENCE)
-        for seat in self.plan.seats:
-            order = RankOrder(
-                seat.rank, self.plan.folder, self.plan.spec.experts, self.plan.placement, self.plan.dtype, "cpu",
-                torch.get_num_threads(), self.plan.engine.max_num_batched_tokens, "127.0.0.1", seat.holds_experts, "secret",
-            )  # fmt: skip
-            self.seats.append(RankSeat(order))
-        joins = [threading.Thread(target=self._join, args=(s, record), daemon=True) for s in self.seats]
-        for thread in joins:
-            thread.start()
-        for thread in joins:
-            thread.join(PATIENCE)
-        for seat, member in zip(self.seats, self.plan.seats, strict=True):
-            assert seat.layers is not None, "a rank did not join"
-            assert seat.exchange is not None, "a rank did not join"
-            if member.runs_attention:
-                engine = self._engine(seat)
-                self.engines.append(engine)
-                body = engine.run
-            else:
-                body = ExpertRankLoop(seat.layers, seat.exchange, seat.bell, self.lost.append).run
-            self._threads.append(threading.Thread(target=body, daemon=True))
-        for thread in self._threads:
-            thread.start()
+        """Load, and enter the first epoch."""
+        self.call(self.cell.start())
+
+    @property
+    def workers(self) -> list[Worker]:
+        """Of the epoch's members, in order of ranks."""
+        return [local_worker(seat.port) for seat in self.cell.roster.seats]
+
+    @property
+    def engines(self) -> list[Engine]:
+        """Of the ranks that bring tokens."""
+        bodies = [worker.joined.body for worker in self.workers if worker.joined is not None]
+        return [body for body in bodies if isinstance(body, Engine)]
 
     def complete(self, requests: list[EngineRequest]) -> list[list[int]]:
         """Token ids of each request (n = 1), all posted at once."""
-        for engine, request in zip(itertools.cycle(self.engines), requests, strict=False):
-            engine.post(request)
+        bringers = [worker for worker in self.workers if isinstance(worker, AttentionWorker)]
+        for worker, request in zip(itertools.cycle(bringers), requests, strict=False):
+            worker.post(request)
         got: dict[str, list[Event]] = {request.request_id: [] for request in requests}
         left = len(requests)
         while left:
-            event = self.events.get(timeout=PATIENCE)
+            event = self._answers.get(timeout=PATIENCE)
             got[event.request_id].append(event)
             left -= getattr(event, "finish_reason", "failed") is not None
         return [tokens_of(got[request.request_id]) for request in requests]
 
     def stop(self) -> None:
         """End every loop and drop what `start` made, also where it failed halfway."""
-        for engine in self.engines[:1]:
-            engine.stop()
+        workers = self.workers if self.cell.life.state != "starting" else []
         try:
-            for thread in self._threads:
-                thread.join(PATIENCE)
-                assert not thread.is_alive(), "a step loop did not end"
+            self.call(self.cell.stop())
+            if self.cell.life.state == "stopping":
+                ended = [worker.end(PATIENCE) for worker in workers]
+                assert all(ended), "a step loop did not end"
         finally:
-            for seat in self.seats:
-                seat.leave()
-            self.store.close()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(PATIENCE)
 
-    def _join(self, seat: RankSeat, record: EpochRecord) -> None:
-        seat.load(lambda done, total: None)
-        seat.join(record)
-
-    def _engine(self, seat: RankSeat) -> Engine:
-        plan, spec = self.plan, self.plan.spec
-        assert seat.layers is not None, "a rank did not join"
-        assert seat.exchange is not None, "a rank did not join"
-        cache = KVCache.allocate(
-            spec.layers, plan.engine.kv_blocks, plan.engine.block_size, spec.kv_heads, spec.head_dim, plan.dtype, "cpu"
-        )
-        model = build_model(spec, CheckpointReader(plan.folder), plan.dtype, "cpu")
-        return Engine(model, seat.layers, seat.exchange, seat.bell, plan.engine, cache, self._deliver, self._ring)
+    async def _make(self, spawn: Spawn) -> Cell:
+        return Cell(ThreadOrders(self.plan, self._deliver), spawn, self.events, self._changed)
 
     def _deliver(self, events: list[Event]) -> None:
         for event in events:
-            self.events.put(event)
+            self._answers.put(event)
 
-    def _ring(self, wanted: Moment) -> None:
-        for seat in self.seats:
-            seat.bell.ring(wanted)
+    async def _changed(self) -> None:
+        """Nobody follows the cell's state here."""
 
 
 def plan_for(folder: Path, topology: str, **options: object) -> ServePlan:
-    """A float32 plan of a topology; ports are not checked."""
-    config = ServeConfig(**{"dtype": "float32", "max_num_batched_tokens": 192, **TOPOLOGIES[topology], **options})  # type: ignore[arg-type]
+    """A float32 plan of a topology, not balanced by itself; ports are not checked."""
+    fixed = {"dtype": "float32", "max_num_batched_tokens": 192, "enable_eplb": False}
+    config = ServeConfig(**{**fixed, **TOPOLOGIES[topology], **options})  # type: ignore[arg-type]
     return make_plan(folder, config, check_ports=False, check_text=False)
 
 
 @contextmanager
 def running(folder: Path, topology: str, **options: object) -> Iterator[ThreadCluster]:
-    """A started cluster of threads; its loops must end cleanly."""
+    """A started cell; its loops must end cleanly."""
     cluster = ThreadCluster(plan_for(folder, topology, **options))
     try:
         cluster.start()
         yield cluster
     finally:
         cluster.stop()
-    assert not [reason for reason in cluster.lost if reason], cluster.lost
+    assert cluster.cell.life.reason == "the server is shutting down", cluster.cell.life.reason

@@ -4,23 +4,25 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Protocol, cast
 
 from rich.console import Console
 from rich.table import Table
 
 from cluster.config import ServeConfig
-from cluster.inprocess import LocalRank
+from cluster.orders import LocalOrders
 from cluster.plan import ServePlan, make_plan
-from experts.background import only_log
+from experts.deadlines import DEADLINES
+from experts.membership import HERE, EpochRecord, Membership
 from router_svc.api.engines import EventStream
 from router_svc.link.client import LinkEngines
 from router_svc.request import EngineRequest, Event, FailedEvent, Sampling
+from router_svc.worker import AttentionWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +99,12 @@ def _runner(plan: ServePlan) -> Iterator[Runner]:
         for event in found:
             events.put(event)
 
-    rank = LocalRank(plan, deliver)
-    rank.start(only_log)  # its requests fail then, which ends the benchmark
+    rank = one_rank(plan, deliver)
 
     def one(prompts: list[list[int]], gen: int) -> tuple[float, float]:
         start = time.perf_counter()
         for i, ids in enumerate(prompts):
-            rank.engine.post(EngineRequest(f"b{i}", tuple(ids), _greedy(gen)))
+            rank.post(EngineRequest(f"b{i}", tuple(ids), _greedy(gen)))
         first, waiting, left = 0.0, {f"b{i}" for i in range(len(prompts))}, len(prompts)
         while left:
             event = events.get()
@@ -119,21 +120,31 @@ def _runner(plan: ServePlan) -> Iterator[Runner]:
     try:
         yield one
     finally:
-        rank.stop()
+        rank.end()
+
+
+def one_rank(plan: ServePlan, deliver: Callable[[list[Event]], None]) -> AttentionWorker:
+    """The one rank of a plan, loaded and running steps, without a server around it."""
+    orders = LocalOrders(plan, deliver)
+    order = orders.of(plan.seats[0], "", plan.placement, orders.policy)
+    rank = cast(AttentionWorker, asyncio.run(order.load(lambda done, total: None)))
+    record = EpochRecord(Membership(1, plan.seats), HERE, 0, DEADLINES.group)
+    rank.join(record, rank.bell.ring, rank.leave)  # its requests fail when its steps end, which ends the benchmark
+    return rank
 
 
 @contextmanager
 def _ray_runner(plan: ServePlan) -> Iterator[Runner]:
     """The ranks on Ray, without a front door: requests go over links from here, as an ingress sends them."""
-    import ray  # loads only where it is used
-
-    from cluster.launch import RayCluster
+    from cluster.launch import RayCluster  # Ray loads only where it is used
     from cluster.loading import LoadingView
+    from cluster.orders import Orders
+    from experts.remote import wait
 
-    with RayCluster(plan) as cluster, asyncio.Runner() as loop:
+    with RayCluster(Orders(plan)) as cluster, asyncio.Runner() as loop:
         with LoadingView(plan.seats) as view:
             cluster.start_ranks(view)
-        secret, addresses = ray.get(cluster.supervisor.links.remote())
+        secret, addresses = wait(cluster.supervisor.links())
         links = LinkEngines(secret)
         loop.run(links.connect(addresses))
         yield lambda prompts, gen: loop.run(_over_links(links, prompts, gen))

@@ -8,10 +8,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-import ray
 import torch
 
 from cluster.balance.policies.registry import load_policy, user_folder
@@ -23,11 +23,13 @@ from cluster.plan import Balancing, ServePlan
 from cluster.simulate.actor_run import WARM, ActorRun, ActorSettings, Seen, paced_seconds, summary
 from cluster.simulate.members import check_changes
 from cluster.simulate.model_folder import write_experts
-from cluster.simulate.synthetic import Synthetic
+from cluster.simulate.pace import Pace
+from cluster.simulate.source import SourceProcess
+from cluster.simulate.synthetic import SyntheticOrders
 from experts.crew import most_threads
 from experts.errors import UserError
 from experts.membership import Member
-from experts.pace import Pace
+from experts.remote import wait
 from experts.slots import slot_bytes
 from router_svc.engine.config import EngineConfig
 from router_svc.models.registry import load_spec
@@ -48,14 +50,14 @@ def run_actors(
         raise UserError(f"{settings.top_k} of {experts} experts", "at most one pick per expert", "--top-k")
     with tempfile.TemporaryDirectory(prefix="tokenyard-") as folder:
         write_experts(Path(folder), layers, experts, settings.top_k)
-        with RayCluster(_plan(Path(folder), loads, policy, settings)) as cluster:
+        with RayCluster(_orders(Path(folder), loads, policy, settings)) as cluster:
             with LoadingView(cluster.plan.seats) as view:
                 cluster.start_ranks(view)
             seen = _drive(cluster, settings, _overhead(cluster, loads, settings), tick)
     return summary(loads, policy, settings, seen, slot_bytes(cluster.plan.spec.experts, torch.float32))
 
 
-def _plan(folder: Path, loads: IntArray, policy: str, settings: ActorSettings) -> ServePlan:
+def _orders(folder: Path, loads: IntArray, policy: str, settings: ActorSettings) -> SyntheticOrders:
     _, layers, experts = loads.shape
     spec = load_spec(folder)
     config = ServeConfig(
@@ -65,44 +67,45 @@ def _plan(folder: Path, loads: IntArray, policy: str, settings: ActorSettings) -
     engine = EngineConfig(128, 1, settings.tokens, 1, 1)
     present = sorted(set(range(settings.ranks)) - settings.shape.dead)
     seats = (*(Member(rank, "expert") for rank in present), Member(settings.ranks, "attention"))
-    return ServePlan(
-        folder, spec, config, "simulation", torch.float32, "cpu", engine,
-        settings.first(layers, experts), seats, most_threads(),
-        Synthetic(settings.tokens, loads, Pace(settings.token_seconds, settings.floor), settings.speeds),
-        Balancing(policy != "none"), user_folder(),
+    plan = ServePlan(
+        folder, spec, config, "simulation", torch.float32, "cpu", engine, settings.first(layers, experts), seats,
+        most_threads(), Balancing(policy != "none"), user_folder(),
     )  # fmt: skip
+    return SyntheticOrders(plan, settings.tokens, loads, Pace(settings.token_seconds, settings.floor), settings.speeds)
 
 
 def _overhead(cluster: RayCluster, loads: IntArray, settings: ActorSettings) -> float:
     """Seconds of a step beside the experts' pace: the calibration that predictions add."""
-    source = ray.get(cluster.supervisor.source.remote())
-    ray.get(source.go.remote(WARM))
-    while ray.get(source.left.remote()):
+    source = _source(cluster)
+    wait(source.go(WARM))
+    while wait(source.left()):
         time.sleep(0.05)
-    seconds = ray.get(source.results.remote()).seconds
+    seconds = wait(source.results()).seconds
     return max(float(np.median(seconds[2:]) - np.median(paced_seconds(loads, settings)[2:])), 0.0)
 
 
 def _drive(cluster: RayCluster, settings: ActorSettings, overhead: float, tick: Callable[[int], None]) -> Seen:
     """Run the steps, and have ranks leave and join as they go on."""
     supervisor = cluster.supervisor
-    source = ray.get(supervisor.source.remote())
-    ray.get(source.go.remote(settings.steps))
+    source = _source(cluster)
+    wait(source.go(settings.steps))
     due, orders = list(settings.changes), []
-    while left := ray.get(source.left.remote()):
+    while left := wait(source.left()):
         done = settings.steps - left
         tick(done)
         if due and done >= due[0].step:
             change, asked = due.pop(0), time.time()
-            ray.get((supervisor.admit if change.joins else supervisor.release).remote(change.rank))
-            orders.append((change, asked, time.time(), settings.steps - ray.get(source.left.remote())))
+            wait((supervisor.admit if change.joins else supervisor.release)(change.rank))
+            orders.append((change, asked, time.time(), settings.steps - wait(source.left())))
         else:
             time.sleep(0.02 if due else 0.2)
-    results = ray.get(source.results.remote())
+    results = wait(source.results())
     if results.lost:
         raise RuntimeError(results.lost)
     if due:
         raise UserError(f"{settings.steps} steps, over before {due[0].option}", "more steps", "--steps")
-    return Seen(
-        ray.get(supervisor.status.remote(True)), results, ray.get(supervisor.counted.remote()), overhead, orders
-    )
+    return Seen(wait(supervisor.status(True)), results, wait(supervisor.counted()), overhead, orders)
+
+
+def _source(cluster: RayCluster) -> SourceProcess:
+    return cast(SourceProcess, wait(cluster.supervisor.source()))

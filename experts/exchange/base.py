@@ -5,13 +5,18 @@ open_step, dispatch and the handle's combine in the same order. All calls come f
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from experts.dump import StepMoment
+from experts.exchange.block import BlockForm
+from experts.exchange.split import SplitPolicy
 from experts.exchange.wire import ExpertBatch, Route, StepHeader, StepWish
+from experts.membership import EpochRecord
+from experts.placement import Placement
 
 
 @dataclass(slots=True)
@@ -24,6 +29,27 @@ class ExchangeCounters:
     bytes_sent: int = 0
     dispatch_seconds: float = 0.0
     combine_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeOrder:
+    """What an exchange must know of its rank to take a seat.
+
+    rank: the seat's number
+    host: address of this machine that the other ranks reach
+    placement: that the rank holds complete
+    form: what rows look like
+    budget: tokens of a whole step over all ranks
+    policy: of the split
+    """
+
+    rank: int
+    host: str
+    device: str
+    placement: Placement
+    form: BlockForm
+    budget: int
+    policy: SplitPolicy = SplitPolicy()
 
 
 class CombineHandle(Protocol):
@@ -43,10 +69,10 @@ class DispatchHandle(Protocol):
 
 
 class Exchange(ABC):
-    """Moves tokens between the members of one epoch. Raises RankLost when a member is gone.
+    """Moves tokens between the members of one epoch after another. Raises RankLost when a member is gone.
 
     member: this rank's place in the group of `size`, by which a header's tuples are read, and epoch: both as of the
-    newest header; lockstep: whether other ranks wait for this one's calls.
+    newest header; version: of the placement in the newest header; lockstep: whether other ranks wait for this one's calls.
     """
 
     counters: ExchangeCounters
@@ -54,6 +80,33 @@ class Exchange(ABC):
     size: int
     epoch: int
     lockstep: bool
+
+    @property
+    @abstractmethod
+    def version(self) -> int:
+        """The placement version of the step under way, or of the last one."""
+
+    @abstractmethod
+    def offer(self, placement: Placement, switch: Callable[[], None] | None, policy: SplitPolicy | None = None) -> None:
+        """This rank holds `placement`, newer than any before, complete: a step may use it once all members do.
+
+        policy: of the split from then on, None = as it is; switch: called by the step thread at the start of the first
+        such step, before anything routes by it; it leads here from the version in use now, so whatever was offered since
+        then and never used is passed over. Callable from any thread.
+        """
+
+    @abstractmethod
+    def prepare(self, record: EpochRecord) -> None:
+        """Get ready for the next epoch beside the running steps: from the first step on that all members are ready for
+        it, steps run in it; a rank that is no member of it has its last header then, which says stop.
+
+        Blocks until all its members have come. An epoch prepared before and not entered is forgotten. Callable from any
+        thread; not while a placement is on offer that is not in use.
+        """
+
+    @abstractmethod
+    def drop_epoch(self) -> None:
+        """Forget an epoch that not all members are ready for. Callable from any thread."""
 
     @abstractmethod
     def open_step(self, wish: StepWish) -> StepHeader:

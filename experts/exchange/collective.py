@@ -10,21 +10,23 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from experts.dump import StepMoment
-from experts.exchange.base import DispatchHandle, Exchange, ExchangeCounters
+from experts.exchange.base import DispatchHandle, Exchange, ExchangeCounters, ExchangeOrder
 from experts.exchange.block import BlockForm, Blocks, Stamp, write_stamp
 from experts.exchange.flight import Dispatch, Plan
+from experts.exchange.group import build_group, connect_store
 from experts.exchange.guard import GuardedGroup
 from experts.exchange.routing import Tables
 from experts.exchange.sizes import COLLECTIVE_BYTES, bucket, pads
 from experts.exchange.split import SplitPolicy
 from experts.exchange.transport import Group
 from experts.exchange.wire import Route, StepHeader, StepWish, share_prefill
-from experts.membership import Membership
+from experts.membership import EpochRecord, Membership
 from experts.placement import Placement
 
 
@@ -90,32 +92,35 @@ class CollectiveExchange(Exchange):
         self._next: _Next | None = None
         self._padded = True
         self._layer = -1  # of the newest dispatch of the step under way
+        self._meet: Callable[[EpochRecord], Group] | None = None  # builds the groups of later epochs
         self._enter(GuardedGroup(group, membership, self.counters), placement.version)
+
+    @classmethod
+    def join(cls, order: ExchangeOrder, record: EpochRecord) -> "CollectiveExchange":
+        """Meet the members of an epoch and build their group; blocks until all have come. Raises RankLost."""
+        exchange = cls(
+            _meet(order, record), record.membership, order.rank, order.placement, order.form, order.budget, order.policy
+        )
+        exchange._meet = partial(_meet, order)
+        return exchange
 
     @property
     def version(self) -> int:
-        """The placement version of the step under way, or of the last one."""
         return self._header.version
 
     def offer(self, placement: Placement, switch: Callable[[], None] | None, policy: SplitPolicy | None = None) -> None:
-        """This rank holds `placement`, newer than any before, complete: a step may use it once all members do.
-
-        policy: of the split from then on, None = as it is; switch: called by the step thread at the start of the first
-        such step, before anything routes by it; it leads here from the version in use now, so whatever was offered since
-        then and never used is passed over. Callable from any thread.
-        """
         tables = Tables(placement, self._group.membership, policy or self._tables.policy, self._tables)
         with self._lock:
             assert placement.version > self._newest, (placement.version, self._newest)
             self._offered[placement.version] = Offer(tables, switch)
             self._newest = placement.version
 
-    def offer_epoch(self, membership: Membership, group: Group | None) -> None:
-        """This rank is ready for the next epoch: from the first step on that all members are ready for it, steps run in it.
+    def prepare(self, record: EpochRecord) -> None:
+        assert self._meet is not None, "an exchange whose group was handed to it gets the next one so, too"
+        self.offer_epoch(record.membership, self._meet(record) if record.membership.seats(self._rank) else None)
 
-        group: this rank's end of it; None: it is no member, and its last header says stop. An epoch offered before and not
-        entered is forgotten. Callable from any thread; not while a placement is on offer that is not in use.
-        """
+    def offer_epoch(self, membership: Membership, group: Group | None) -> None:
+        """`prepare`, given this rank's end of the next group; None: it is no member."""
         own = None if group is None else GuardedGroup(group, membership, self.counters)
         self.drop_epoch()
         with self._lock:
@@ -123,7 +128,6 @@ class CollectiveExchange(Exchange):
             self._next = _Next(membership, own)
 
     def drop_epoch(self) -> None:
-        """Forget an epoch that was offered and that not all members are ready for. Callable from any thread."""
         with self._lock:
             dropped, self._next = self._next, None
         if dropped is not None and dropped.group is not None:
@@ -266,3 +270,11 @@ class CollectiveExchange(Exchange):
 
     def _peers(self, members: list[int]) -> list[int]:
         return [member for member in members if member != self.member]
+
+
+def _meet(order: ExchangeOrder, record: EpochRecord) -> Group:
+    """This rank's end of an epoch's group; blocks until all members have come. Raises RankLost."""
+    members, seconds = record.membership, record.timeout
+    store = connect_store(record.store_host, record.store_port, seconds)
+    index = members.index(order.rank)
+    return build_group(store, members.epoch, index, members.size, order.device, order.host, seconds)

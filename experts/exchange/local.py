@@ -1,14 +1,18 @@
 """LocalExchange: one process holds all experts; nothing travels and nothing is copied."""
 
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from experts.dump import StepMoment
-from experts.exchange.base import CombineHandle, DispatchHandle, Exchange, ExchangeCounters
-from experts.exchange.split import SplitTable
+from experts.errors import RankLost
+from experts.exchange.base import CombineHandle, DispatchHandle, Exchange, ExchangeCounters, ExchangeOrder
+from experts.exchange.split import SplitPolicy, SplitTable
 from experts.exchange.wire import ExpertBatch, Route, StepHeader, StepWish, share_prefill
+from experts.membership import EpochRecord
 from experts.placement import Placement
 
 
@@ -45,19 +49,57 @@ class LocalExchange(Exchange):
         self.lockstep = False
         self._budget = budget
         self.epoch = epoch
+        self._device = device
         self._layer = -1
-        self._version = placement.version
-        self._lookup = [_slot_lookup(placement, layer, device) for layer in range(placement.layers)]
+        self._step = -1
+        self._lock = threading.Lock()  # of what other threads leave for the step thread
+        self._offered: tuple[Placement, Callable[[], None] | None] | None = None
+        self._next = epoch
+        self._closed = False
+        self._use(placement)
+
+    @classmethod
+    def join(cls, order: ExchangeOrder, record: EpochRecord) -> "LocalExchange":
+        """The only member's end of an epoch."""
+        assert record.membership.size == 1, f"one process has one rank, the epoch has {record.membership.size}"
+        return cls(order.placement, order.budget, order.device, record.membership.epoch)
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    def offer(self, placement: Placement, switch: Callable[[], None] | None, policy: SplitPolicy | None = None) -> None:
+        with self._lock:
+            self._offered = placement, switch
+
+    def prepare(self, record: EpochRecord) -> None:
+        with self._lock:
+            self._next = record.membership.epoch
+
+    def drop_epoch(self) -> None:
+        with self._lock:
+            self._next = self.epoch
 
     def open_step(self, wish: StepWish) -> StepHeader:
-        step = self.counters.steps
+        with self._lock:
+            offered, self._offered = self._offered, None
+            if self._next != self.epoch:
+                self.epoch, self._step = self._next, -1
+        if self._closed:
+            raise RankLost(self.epoch, self._step, "the exchange was closed")
+        if offered is not None:
+            placement, switch = offered
+            if switch is not None:
+                switch()
+            self._use(placement)
+        self._step = step = self._step + 1
         self.counters.steps += 1
         self._layer = -1
         prefill = share_prefill(self._budget, (wish.decode,), (wish.prefill,), step)
         return StepHeader(self.epoch, step, self._version, (wish.decode + prefill[0],), prefill, wish.stop)
 
     def moment(self) -> StepMoment:
-        return StepMoment(self.epoch, self.counters.steps - 1, self._layer)
+        return StepMoment(self.epoch, self._step, self._layer)
 
     def dispatch(self, layer: int, x: torch.Tensor, route: Route) -> DispatchHandle:
         started = time.perf_counter()
@@ -69,7 +111,11 @@ class LocalExchange(Exchange):
         return LocalDispatch(ExpertBatch(x, slots, route.weights))
 
     def close(self) -> None:
-        self._lookup = []
+        self._closed = True
+
+    def _use(self, placement: Placement) -> None:
+        self._version = placement.version
+        self._lookup = [_slot_lookup(placement, layer, self._device) for layer in range(placement.layers)]
 
 
 def _slot_lookup(placement: Placement, layer: int, device: torch.device | str) -> torch.Tensor | None:

@@ -12,8 +12,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import ray
-
 from cluster.balance.cost import FLOOR_TOKENS
 from cluster.balance.policies.registry import load_policy
 from cluster.balance.shape import ClusterShape
@@ -21,9 +19,11 @@ from cluster.balance.trace import LoadTrace
 from cluster.config import ServeConfig
 from cluster.launch import RayCluster
 from cluster.loading import LoadingView
+from cluster.orders import Orders
 from cluster.plan import make_plan
 from cluster.simulate.replay import ReplaySettings, replay
 from experts.placement import Placement
+from experts.remote import wait
 from router_svc.client import Client
 from router_svc.demo_model.path import checkpoint_path
 from tests.ports import free_port
@@ -80,7 +80,7 @@ def serve(eplb: bool) -> dict[str, object]:
         eplb_interval=10, record_loads=trace,
     )  # fmt: skip
     plan = make_plan(checkpoint_path(), config, check_ports=False)
-    cluster = RayCluster(plan)
+    cluster = RayCluster(Orders(plan))
     try:
         with LoadingView(plan.seats) as view:
             cluster.start(view)
@@ -88,10 +88,10 @@ def serve(eplb: bool) -> dict[str, object]:
         with Client(f"127.0.0.1:{cluster.grpc_port}") as client:
             kept: dict[str, tuple[int, ...]] = {}
             for task in ("add", "reverse"):
-                counted = len(ray.get(cluster.supervisor.counted.remote()))
+                counted = len(wait(cluster.supervisor.counted()))
                 answers, gaps = phase(client, task, SECONDS)
                 kept |= answers
-                rows = ray.get(cluster.supervisor.counted.remote())[counted:]
+                rows = wait(cluster.supervisor.counted())[counted:]
                 third = len(rows) // 3
                 parts = {"first third": rows[:third], "last third": rows[-third:]}
                 out[task] = {
@@ -115,7 +115,7 @@ def serve(eplb: bool) -> dict[str, object]:
             again = {q: ask(client, "", q) for q in random.Random(1).sample(sorted(kept), min(60, len(kept)))}
             out["answers compared"] = len(again)
             out["changed tokens"] = sum(a != b for q in again for a, b in zip(again[q], kept[q], strict=True))
-            rows = ray.get(cluster.supervisor.counted.remote())
+            rows = wait(cluster.supervisor.counted())
             out["excess of all steps"] = round(sum(r.busiest for r in rows) / sum(r.mean for r in rows) - 1, 4)
     finally:
         cluster.stop()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experts.dump import StepMoment
-from experts.rank import RankSeat
+from experts.worker import Worker
 from router_svc.request import Cancel, EngineRequest
 from tests import checkpoints
 from tests.engines import sampling
@@ -15,8 +15,8 @@ from tests.patience import PATIENCE, wait_until
 from tests.topologies import running
 
 
-def moment(seat: RankSeat) -> StepMoment:
-    found = seat.moment()
+def moment(worker: Worker) -> StepMoment:
+    found = worker.moment()
     assert found is not None
     return found
 
@@ -42,11 +42,16 @@ def standing_before(owner: object, name: str) -> Iterator[threading.Event]:
 
 def test_the_rank_that_stands_still_is_the_one_waited_for(tmp_path: Path) -> None:
     with running(checkpoints.make("qwen2_moe", tmp_path), "1+2") as cluster:
-        slow, other, attention = cluster.seats
-        assert attention.order.rank == 2
+        slow, other, attention = cluster.workers
+        assert attention.order.seat.rank == 2
+        assert slow.held is not None
+        assert slow.joined is not None
         cluster.complete([EngineRequest("first", (5, 6, 7), sampling(4))])
         wait_until(lambda: moment(attention).phase == "", "idle ranks wait for nobody")
-        for owner, method, phase in ((slow.slots, "forward", "combine"), (slow.exchange, "dispatch", "dispatch")):
+        for owner, method, phase in (
+            (slow.held.slots, "forward", "combine"),
+            (slow.joined.exchange, "dispatch", "dispatch"),
+        ):
             with standing_before(owner, method) as stands:
                 cluster.engines[0].post(EngineRequest(phase, (5, 6, 7), sampling(900)))
                 assert stands.wait(PATIENCE)

@@ -24,14 +24,13 @@ def health(server: RunningServer) -> tuple[int, str | None]:
 
 def test_a_step_thread_that_exits_fails_requests_and_degrades(monkeypatch: pytest.MonkeyPatch) -> None:
     with one_process() as server, Client(server.target, retries=Retries(attempts=1)) as client:
-        assert server.server.rank is not None
         stream = client.generate_stream([5, 6, 7], max_tokens=900, temperature=0.0, ignore_eos=True)
         next(stream)
 
         def exits(*arguments: object) -> None:
             raise SystemExit(4)
 
-        monkeypatch.setattr(server.server.rank.engine, "_count", exits)
+        monkeypatch.setattr(server.engine, "_count", exits)
         with pytest.raises(CallError, match="step-loop ended with SystemExit: 4") as caught:
             list(stream)
         assert caught.value.code == "UNAVAILABLE"
@@ -55,9 +54,16 @@ def test_a_step_thread_that_exits_fails_requests_and_degrades(monkeypatch: pytes
 def test_the_first_screen_answers_an_operators_first_questions(capsys: pytest.CaptureFixture[str]) -> None:
     with one_process() as server, Client(server.target) as client:
         fresh = client.status(events=True)
-        assert [event["kind"] for event in fresh["events"]] == ["starting", "loaded", "balancing", "door", "door"]
+        assert [event["kind"] for event in fresh["events"]] == [
+            "starting",
+            "loaded",
+            "epoch",
+            "balancing",
+            "door",
+            "door",
+        ]
         assert re.search(r"\(both, pid \d+\): \d+\.\d MB in \d+\.\d s", fresh["events"][1]["text"])
-        assert fresh["events"][3]["text"] == f"gRPC listens on {server.target}"
+        assert fresh["events"][4]["text"] == f"gRPC listens on {server.target}"
         assert fresh["workers"][0]["memory_bytes"] > 50 << 20
         assert (fresh["tokens_per_second"], fresh["time_to_first_token"], fresh["kv_cache_usage"]) == (0, 0, 0)
         stream = client.generate_stream([5, 6, 7], max_tokens=900, temperature=0.0, ignore_eos=True)

@@ -1,24 +1,21 @@
 """Leases: one bad call of one rank costs neither its lease nor another's, and whatever ends them is dealt with."""
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
-from ray.exceptions import RayActorError
-
 from cluster.leases import Leases
-from cluster.ranks import RankHandle
+from cluster.roster import Seat
 from experts.membership import Member
+from experts.remote import Gone
 
 
 class Rank:
-    """Stands where a rank's actor is; `answers` are what its next calls give, the last for ever."""
+    """Stands where a rank's port is; `answers` are what its next calls give, the last for ever."""
 
     def __init__(self, *answers: BaseException | float) -> None:
         self.answers, self.calls = list(answers), 0
-        self.keep = SimpleNamespace(remote=self._keep)
 
-    async def _keep(self) -> None:
+    async def keep(self) -> None:
         self.calls += 1
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, BaseException):
@@ -32,26 +29,26 @@ class Rank:
 
 
 def leases(told: list[str]) -> Leases:
-    async def hung(handle: RankHandle) -> None:
-        told.append(f"hung {handle.seat.rank}")
+    async def hung(seat: Seat) -> None:
+        told.append(f"hung {seat.rank}")
 
     return Leases(hung, told.append, lambda what: told.append(f"over: {what}"), patience=0.2, renew=0.01)
 
 
-def seat(rank: int, actor: Any) -> RankHandle:
-    return RankHandle(Member(rank, "expert"), actor)
+def seat(rank: int, port: Any) -> Seat:
+    return Seat(Member(rank, "expert"), port)
 
 
 async def test_a_bad_call_costs_no_rank_its_lease() -> None:
     told: list[str] = []
     book = leases(told)
     bad, good = Rank(ValueError("no\nidea"), ValueError("no\nidea"), 0.0), Rank(0.0)
-    for rank, actor in enumerate((bad, good)):
-        book.keep(seat(rank, actor))
+    for rank, port in enumerate((bad, good)):
+        book.keep(seat(rank, port))
     await bad.called(5)
     await good.called(5)
     assert told == ["lease of rank 0 could not be renewed: ValueError: no\nidea"]
-    silent, dead = Rank(60.0), Rank(RayActorError())
+    silent, dead = Rank(60.0), Rank(Gone())
     book.keep(seat(2, silent))
     book.keep(seat(3, dead))
     await silent.called(2)

@@ -1,27 +1,23 @@
 """The cluster's state machine, event by event."""
 
 from cluster.lifecycle import Lifecycle
-from experts.membership import Member
-
-SEATS = (Member(0, "expert"), Member(1, "expert"), Member(2, "attention"))
 
 
 def ready() -> Lifecycle:
-    life = Lifecycle(SEATS)
+    life = Lifecycle()
     life.joined(life.next_epoch())
     return life
 
 
 def test_start() -> None:
-    life = Lifecycle(SEATS)
+    life = Lifecycle()
     assert (life.state, life.epoch) == ("starting", 0)
     life.joined(life.next_epoch())
     assert (life.state, life.reason, life.epoch) == ("ready", "", 1)
-    assert set(life.seat_states.values()) == {"ready"}
 
 
 def test_news_of_an_old_epoch_changes_nothing() -> None:
-    life = Lifecycle(SEATS)
+    life = Lifecycle()
     old = life.next_epoch()
     life.next_epoch()
     life.joined(old)
@@ -31,9 +27,8 @@ def test_news_of_an_old_epoch_changes_nothing() -> None:
 def test_death_degrades_and_names_the_cause() -> None:
     life = ready()
     version = life.version
-    life.died(1, "rank 1 (expert) died")
+    life.died("rank 1 (expert) died")
     assert (life.state, life.reason) == ("degraded", "rank 1 (expert) died")
-    assert [seat.rank for seat in life.live] == [0, 2]
     assert life.version > version
     life.joined(life.epoch)
     assert life.state == "degraded"
@@ -49,10 +44,9 @@ def test_a_broken_group_degrades_once() -> None:
 def test_stopping_is_final() -> None:
     life = ready()
     life.stop()
-    life.died(0, "gone")
+    life.died("gone")
     life.broke("x")
     assert life.state == "stopping"
-    assert life.seat_states[0] == "dead"
 
 
 def test_a_notice_is_told_and_changes_no_state() -> None:
@@ -63,6 +57,6 @@ def test_a_notice_is_told_and_changes_no_state() -> None:
     assert "door" in life.reason
     life.notice("")
     assert (life.state, life.reason, life.version) == ("ready", "", version + 2)
-    life.died(0, "rank 0 died")
+    life.died("rank 0 died")
     life.notice("the gRPC door died and is started again")
     assert (life.state, life.reason) == ("degraded", "rank 0 died")

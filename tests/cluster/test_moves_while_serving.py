@@ -10,8 +10,8 @@ from cluster.balance.rounds import rounds
 from experts.digest import digest_of
 from experts.migrate import Move
 from experts.placement import Placement
-from experts.rank import RankSeat
 from experts.weights_server import PeerSlot
+from experts.worker import Worker
 from router_svc.request import EngineRequest
 from tests import checkpoints
 from tests.engines import sampling
@@ -30,8 +30,8 @@ def prompts(count: int) -> list[EngineRequest]:
     return [EngineRequest(f"r{i}", prompt, sampling(24)) for i, prompt in enumerate(ids)]
 
 
-def holders(cluster: ThreadCluster) -> dict[int, RankSeat]:
-    return {seat.order.rank: seat for seat in cluster.seats if seat.order.holds}
+def holders(cluster: ThreadCluster) -> dict[int, Worker]:
+    return {worker.order.seat.rank: worker for worker in cluster.workers if worker.held is not None}
 
 
 def moves_to(cluster: ThreadCluster, before: Placement, after: Placement, rank: int) -> list[Move]:
@@ -41,7 +41,7 @@ def moves_to(cluster: ThreadCluster, before: Placement, after: Placement, rank: 
         if change.slot // before.slots_per_rank != rank or change.new < 0:
             continue
         copies = np.flatnonzero(before.slot_expert[change.layer] == change.new)
-        ports = {r: seat.report().weights_port for r, seat in holders(cluster).items()}
+        ports = {r: worker.weights_port for r, worker in holders(cluster).items()}
         sources = tuple(
             PeerSlot("127.0.0.1", ports[int(c) // before.slots_per_rank], int(c) % before.slots_per_rank)
             for c in copies
@@ -55,12 +55,12 @@ def go_to(cluster: ThreadCluster, before: Placement, after: Placement) -> None:
     for rank, seat in holders(cluster).items():
         staged = seat.stage(moves_to(cluster, before, after, rank), 1e9)
         assert not [s.error for s in staged if s.error]
-    for seat in cluster.seats:
-        seat.offer(after)
+    for worker in cluster.workers:
+        worker.offer(after)
 
     def in_use() -> bool:
         cluster.engines[0].nudge()  # a step under way may have had its header before the offers
-        return all(seat.report().version >= after.version for seat in cluster.seats)
+        return all(worker.version >= after.version for worker in cluster.workers)
 
     wait_until(in_use, "the new placement in use")
 
@@ -107,19 +107,19 @@ def test_a_failed_fetch_changes_nothing_and_the_checkpoint_helps(hunyuan_folder:
         quiet = cluster.complete(prompts(2))
         before = cluster.plan.placement
         seat = holders(cluster)[0]
-        assert seat.slots is not None
+        assert seat.held is not None
         expert = int(before.local(1)[0, 0])
-        digests = digest_of(seat.slots.parts(0, 0))
-        wrong = PeerSlot("127.0.0.1", holders(cluster)[1].report().weights_port, 5)
+        digests = digest_of(seat.held.slots.parts(0, 0))
+        wrong = PeerSlot("127.0.0.1", holders(cluster)[1].weights_port, 5)
         gone = PeerSlot("127.0.0.1", 1, 0)
         (staged,) = seat.stage([Move(0, 0, expert, (wrong, gone))], 1e9)
         assert staged.origin == "checkpoint"
         assert not staged.error
-        right = holders(cluster)[1].slots
+        right = holders(cluster)[1].held
         assert right is not None
-        assert staged.digest == digest_of(right.parts(0, 0)), "the checkpoint's copy is the peer's"
+        assert staged.digest == digest_of(right.slots.parts(0, 0)), "the checkpoint's copy is the peer's"
         seat.drop_staged()
-        assert digest_of(seat.slots.parts(0, 0)) == digests
+        assert digest_of(seat.held.slots.parts(0, 0)) == digests
         assert cluster.complete(prompts(2)) == quiet
 
 

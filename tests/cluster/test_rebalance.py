@@ -14,15 +14,15 @@ from cluster.balance.policies.registry import load_policy
 from cluster.balance.policies.tokenyard import TokenyardPolicy
 from cluster.events import EventLog
 from cluster.mover import MoveLimits, without
-from cluster.rebalance import Balancer
 from experts.errors import UserError
 from experts.loads import StepLoads
+from experts.migrate import Staged
 from experts.placement import Placement
 from tests import checkpoints
-from tests.cluster.seat_ports import SETTINGS, SeatPort, ports_of, requests
+from tests.cluster.balancers import SETTINGS, balancer_of, hosts_of, requests
 from tests.engines import renamed
 from tests.patience import PATIENCE
-from tests.topologies import ThreadCluster, running
+from tests.topologies import running
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +30,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.make("hunyuan_v1_moe", tmp_path_factory.mktemp("rebalance") / "model")
 
 
-def balancer_of(cluster: ThreadCluster, policy: Policy, events: EventLog) -> tuple[Balancer, list[SeatPort]]:
-    ports = ports_of(cluster)
-    return Balancer(ports, cluster.plan.placement, policy, SETTINGS, events), ports
-
-
 @pytest.mark.parametrize(("topology", "spare"), [("1+2", 4), ("1+2", 0), ("2+2", 4), ("colocated2", 4)])
 def test_hot_experts_get_copies_or_change_places_and_answers_stay(topology: str, spare: int, folder: Path) -> None:
     with running(folder, topology, num_redundant_experts=spare) as cluster:
         quiet = {seed: cluster.complete(requests(seed)) for seed in (1, 2)}
         events = EventLog()
-        balancer, _ = balancer_of(cluster, TokenyardPolicy(), events)
+        balancer = balancer_of(cluster, TokenyardPolicy(), events)
 
         async def live() -> None:
             task = asyncio.create_task(balancer.run())
@@ -53,14 +48,14 @@ def test_hot_experts_get_copies_or_change_places_and_answers_stay(topology: str,
             async with balancer.quiet:  # no move is under way
                 task.cancel()
 
-        asyncio.run(live())
+        cluster.call(live())
         kinds = [event["kind"] for event in events.told()]
         assert "rebalance" in kinds, events.told()
         assert "moved" in kinds
         assert balancer.experts_moved > 0
         assert balancer.state == "ok", balancer.reason
         assert balancer.placement.version > 0
-        assert cluster.seats[0].report().version == balancer.placement.version
+        assert cluster.workers[0].version == balancer.placement.version
 
 
 HANGS = """
@@ -95,7 +90,7 @@ class Raises(Policy):
 def test_a_dry_run_moves_nothing_and_a_real_one_everything(folder: Path) -> None:
     with running(folder, "1+2", num_redundant_experts=4) as cluster:
         events = EventLog()
-        balancer, _ = balancer_of(cluster, Shuffle(), events)
+        balancer = balancer_of(cluster, Shuffle(), events)
 
         async def live() -> None:
             with pytest.raises(UserError, match="no loads yet"):
@@ -110,7 +105,7 @@ def test_a_dry_run_moves_nothing_and_a_real_one_everything(folder: Path) -> None
             again = renamed(requests(1), "b")
             assert await asyncio.to_thread(cluster.complete, again) == quiet
 
-        asyncio.run(live())
+        cluster.call(live())
 
 
 class Ponders(Shuffle):
@@ -129,7 +124,7 @@ class Ponders(Shuffle):
 def test_ranks_are_emptied_while_a_policy_thinks_and_its_plan_is_thrown_away(folder: Path) -> None:
     with running(folder, "1+2", num_redundant_experts=16) as cluster:
         policy = Ponders()
-        balancer, _ = balancer_of(cluster, policy, EventLog())
+        balancer = balancer_of(cluster, policy, EventLog())
 
         async def live() -> None:
             quiet = await asyncio.to_thread(cluster.complete, requests(1))
@@ -145,14 +140,14 @@ def test_ranks_are_emptied_while_a_policy_thinks_and_its_plan_is_thrown_away(fol
             assert balancer.placement.version > vacated
             assert await asyncio.to_thread(cluster.complete, renamed(requests(1), "b")) == quiet
 
-        asyncio.run(live())
+        cluster.call(live())
 
 
 def test_a_policy_that_never_returns_is_named_and_serving_goes_on(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(HANGS)
     events = EventLog()
     with running(folder, "1+2", num_redundant_experts=4) as cluster:
-        balancer, _ = balancer_of(cluster, load_policy("mine:Hangs", folder=str(tmp_path), seconds=1), events)
+        balancer = balancer_of(cluster, load_policy("mine:Hangs", folder=str(tmp_path), seconds=1), events)
 
         async def live() -> None:
             quiet = await asyncio.to_thread(cluster.complete, requests(1))
@@ -165,24 +160,25 @@ def test_a_policy_that_never_returns_is_named_and_serving_goes_on(folder: Path, 
                 await asyncio.sleep(0.1)
             task.cancel()
 
-        asyncio.run(live())
+        cluster.call(live())
     assert "'hangs' did not answer within 1 s" in balancer.reason
     assert [event["kind"] for event in events.told()] == ["balancer"]
 
 
 def test_an_idle_balancer_asks_nobody(folder: Path) -> None:
     with running(folder, "1+2", num_redundant_experts=4) as cluster:
-        balancer, ports = balancer_of(cluster, Shuffle(), EventLog())
+        balancer = balancer_of(cluster, Shuffle(), EventLog())
         looks: list[int] = []
 
         async def live() -> None:
-            asked = ports[0].steps
+            host = hosts_of(cluster)[0]
+            asked = host.steps
 
             async def counted() -> list[StepLoads]:
                 looks.append(1)
                 return await asked()
 
-            ports[0].steps = counted  # type: ignore[method-assign]
+            host.steps = counted  # type: ignore[method-assign]
             task = asyncio.create_task(balancer.run())
             await asyncio.sleep(2)
             assert not looks, "no step, no look"
@@ -191,7 +187,7 @@ def test_an_idle_balancer_asks_nobody(folder: Path) -> None:
                 await asyncio.sleep(0.01)
             task.cancel()
 
-        asyncio.run(live())
+        cluster.call(live())
         assert looks
 
 
@@ -199,7 +195,7 @@ def test_many_rounds_when_little_may_be_staged(folder: Path) -> None:
     with running(folder, "1+2", num_redundant_experts=4) as cluster:
         events = EventLog()
         settings = replace(SETTINGS, moves=MoveLimits(20_000, staged_bytes=20_000))
-        balancer = Balancer(ports_of(cluster), cluster.plan.placement, Shuffle(), settings, events)
+        balancer = balancer_of(cluster, Shuffle(), events, settings)
 
         async def live() -> None:
             quiet = await asyncio.to_thread(cluster.complete, requests(1))
@@ -210,20 +206,27 @@ def test_many_rounds_when_little_may_be_staged(folder: Path) -> None:
             await balancer.look()
             await balancer.rebalance(False)
 
-        asyncio.run(live())
+        cluster.call(live())
         assert balancer.state == "ok", balancer.reason
         assert balancer.rebalances == 2
 
 
+async def hangs(*arguments: object) -> list[Staged]:
+    """In place of a transfer."""
+    await asyncio.sleep(3600)
+    return []
+
+
 def test_a_stuck_transfer_is_told_and_leaves_the_placement(folder: Path) -> None:
     with running(folder, "1+2", num_redundant_experts=4) as cluster:
-        events, ports = EventLog(), ports_of(cluster)
+        events = EventLog()
         settings = replace(SETTINGS, moves=replace(SETTINGS.moves, stage_seconds=2.0))
-        balancer = Balancer(ports, cluster.plan.placement, Shuffle(), settings, events)
+        balancer = balancer_of(cluster, Shuffle(), events, settings)
 
         async def live() -> None:
             quiet = await asyncio.to_thread(cluster.complete, requests(1))
-            ports[0].hang = True
+            host = hosts_of(cluster)[0]
+            host.stage = hangs  # type: ignore[method-assign]
             await balancer.rebalance(False)
             assert balancer.state == "stuck"
             assert "fetching" in balancer.reason
@@ -231,18 +234,18 @@ def test_a_stuck_transfer_is_told_and_leaves_the_placement(folder: Path) -> None
             assert [e["kind"] for e in events.told()][-2:] == ["balancer", "moved"]
             again = renamed(requests(1), "b")
             assert await asyncio.to_thread(cluster.complete, again) == quiet
-            ports[0].hang = False
+            del host.stage  # type: ignore[method-assign]
             await balancer.rebalance(False)
             assert balancer.state == "ok"
             assert balancer.placement.version > 0
 
-        asyncio.run(live())
+        cluster.call(live())
 
 
 def test_a_policy_that_raises_leaves_the_placement(folder: Path) -> None:
     with running(folder, "1+2", num_redundant_experts=4) as cluster:
         events = EventLog()
-        balancer, _ = balancer_of(cluster, Raises(), events)
+        balancer = balancer_of(cluster, Raises(), events)
 
         async def live() -> None:
             await asyncio.to_thread(cluster.complete, requests(1))
@@ -253,7 +256,7 @@ def test_a_policy_that_raises_leaves_the_placement(folder: Path) -> None:
                     break
             task.cancel()
 
-        asyncio.run(live())
+        cluster.call(live())
         assert "ZeroDivisionError: by me" in balancer.reason
         assert balancer.placement.version == 0
         assert len(events.told()) == 1, "told once, not at every turn"

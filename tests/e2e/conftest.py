@@ -11,6 +11,7 @@ from ray import serve
 from cluster.config import ServeConfig
 from cluster.launch import RayCluster
 from cluster.loading import LoadingView
+from cluster.orders import Orders
 from cluster.plan import make_plan
 from cluster.ray_session import RaySession
 from tests.ports import free_port
@@ -39,7 +40,7 @@ def start_cluster(http_port: int) -> Starter:
     def start(folder: Path, **options: object) -> Iterator[RayCluster]:
         config = replace(ServeConfig(), dtype="float32", grpc_port=0, http_port=http_port, **options)  # type: ignore[arg-type]
         plan = make_plan(folder, config, check_ports=False)
-        cluster = RayCluster(plan)
+        cluster = RayCluster(Orders(plan))
         try:
             with LoadingView(plan.seats) as view:
                 cluster.start(view)

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
-import ray
 
 from experts.errors import UserError
+from experts.remote import wait
 from router_svc.client import Client
 from router_svc.demo_model.path import checkpoint_path
 from tests.e2e.conftest import Starter
@@ -43,15 +43,15 @@ def test_a_rank_is_exchanged_under_streams(start_cluster: Starter) -> None:
         with ThreadPoolExecutor(4) as pool:
             loads = [pool.submit(load, start) for start in range(4)]
             try:
-                ray.get(supervisor.release.remote(1))
+                wait(supervisor.release(1))
                 while_away = client.status()
-                ray.get(supervisor.admit.remote(1))
+                wait(supervisor.admit(1))
                 with pytest.raises(UserError, match="seat 1"):
-                    ray.get(supervisor.admit.remote(1))
+                    wait(supervisor.admit(1))
                 with pytest.raises(UserError, match="rank 3"):
-                    ray.get(supervisor.release.remote(3))
+                    wait(supervisor.release(3))
                 for _ in range(20):
-                    decision = ray.get(supervisor.rebalance.remote(False))
+                    decision = wait(supervisor.rebalance(False))
                     if not decision["moves"]:
                         break
             finally:
@@ -75,6 +75,6 @@ def test_a_rank_is_exchanged_under_streams(start_cluster: Starter) -> None:
         width = placement.slots_per_rank
         assert any(expert >= 0 for expert in slots[width : 2 * width]), "the new process got experts"
         time.sleep(0.5)  # idle ranks sleep, and are woken for their last step
-        ray.get(supervisor.release.remote(0), timeout=PATIENCE)
+        wait(supervisor.release(0), PATIENCE)
         assert client.status()["state"] == "ready"
         assert answer(QUESTIONS[0]) == quiet[QUESTIONS[0]]

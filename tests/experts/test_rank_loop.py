@@ -38,7 +38,7 @@ def filled_slots(rank: int) -> ExpertSlots:
 def run_cluster(
     drive: Callable[[CollectiveExchange, ExpertLayers, list[Doorbell]], None],
 ) -> tuple[list[str], list[int]]:
-    """1 + 2: what `on_lost` was told, and the tokens each expert rank computed."""
+    """1 + 2: why loops were lost, and the tokens each expert rank computed."""
     members = membership(1, 2)
     bells = [Doorbell(), Doorbell()]
     lost: list[str] = []
@@ -48,7 +48,9 @@ def run_cluster(
             drive(exchange, ExpertLayers(SPEC, exchange, None, torch.float32, "cpu"), bells)
             return 0
         layers = ExpertLayers(SPEC, exchange, filled_slots(seat.rank), torch.float32, "cpu")
-        ExpertRankLoop(layers, exchange, bells[seat.rank], lost.append).run()
+        loop = ExpertRankLoop(layers, exchange, bells[seat.rank])
+        loop.run()
+        lost.extend(filter(None, [loop.lost]))
         return int(layers.loads.snapshot().sum())
 
     return lost, run_members(members, PLACEMENT, FORM, body)

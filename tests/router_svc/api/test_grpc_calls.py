@@ -50,7 +50,7 @@ def test_tokens_info_status_placement(client: Client) -> None:
     info = client.model_info()
     assert (info["architecture"], info["experts"], info["top_k"]) == ("hunyuan_v1_moe", 64, 8)
     status = client.status()
-    assert (status["state"], status["epoch"], status["workers"][0]["role"]) == ("ready", 0, "both")
+    assert (status["state"], status["epoch"], status["workers"][0]["role"]) == ("ready", 1, "both")
     placement = client.placement()
     assert len(placement.slot_expert) == placement.layers * placement.ranks * placement.slots_per_rank
 
@@ -118,7 +118,7 @@ def test_one_process_has_nothing_to_balance(server: RunningServer) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             rpc.AdminStub(channel).Rebalance(pb.RebalanceRequest(dry_run=True))
         assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-        assert "rebalance: found one process" in caught.value.details()
+        assert "rebalance: found one rank with experts" in caught.value.details()
 
 
 def test_admin_names_that_are_not_built(server: RunningServer) -> None:

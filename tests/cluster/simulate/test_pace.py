@@ -2,7 +2,7 @@
 
 import torch
 
-from experts.pace import Pace
+from cluster.simulate.pace import Pace
 
 
 def test_time_per_token_and_slot_with_a_floor_for_slots_in_use() -> None:
