@@ -4,7 +4,7 @@ TORCH ?= auto
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 
-.PHONY: venv demo test test-slow lint format bench dist proto clean
+.PHONY: venv clients demo test test-slow lint format bench dist proto clean
 
 # PYTHON: the interpreter, else the first of python3.11, 3.12, 3.13 that works. TORCH: auto takes a CPU build on Linux
 # without an NVIDIA driver; cpu, cuda. TORCH_CPU_INDEX: where CPU builds are looked for after the configured index.
@@ -17,7 +17,12 @@ demo: venv
 test: lint
 	$(BIN)/python -m pytest -q
 
-test-slow: venv
+# Clients of other projects, for the tests that use them: some 50 packages, which nothing else needs. Where they can't
+# be had, those tests are skipped.
+clients: venv
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,conformance]'
+
+test-slow: clients
 	$(BIN)/python -m pytest -q -m slow --timeout=1200
 
 lint: venv
