@@ -28,7 +28,7 @@ def watch_task(name: str, work: Coroutine[Any, Any, None], ended: Ended, returns
 
     returns: the work may come to its end.
     """
-    return _keep(asyncio.create_task(_watched(name, work, ended, returns), name=name))
+    return _keep(asyncio.create_task(_watched(name, work, ended, returns), name=name), work)
 
 
 def join_task(name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -36,7 +36,7 @@ def join_task(name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 
     SystemExit and KeyboardInterrupt, which would end the event loop, come out as WorkEnded.
     """
-    return _keep(asyncio.create_task(_contained(name, work), name=name))
+    return _keep(asyncio.create_task(_contained(name, work), name=name), work)
 
 
 def watch_thread(
@@ -77,9 +77,14 @@ def end_process(what: str) -> None:
     os._exit(1)
 
 
-def _keep(task: asyncio.Task[T]) -> asyncio.Task[T]:
+def _keep(task: asyncio.Task[T], work: Coroutine[Any, Any, Any]) -> asyncio.Task[T]:
     _running.add(task)
-    task.add_done_callback(_running.discard)
+
+    def ended(task: asyncio.Task[T]) -> None:
+        _running.discard(task)
+        work.close()  # of a task that was cancelled before its first step; Python warns of work that never began
+
+    task.add_done_callback(ended)
     return task
 
 

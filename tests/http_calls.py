@@ -12,14 +12,21 @@ from tests.server import RunningServer
 
 
 @contextmanager
-def opened(server: RunningServer, path: str, value: Any, **headers: str) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a POST, once its head is there; its connection closes at the block's end."""
+def sent(server: RunningServer, path: str, value: Any) -> Iterator[http.client.HTTPConnection]:
+    """A connection on which a POST is on its way; it closes at the block's end."""
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=PATIENCE)
     try:
-        connection.request("POST", path, json.dumps(value), headers)
-        yield connection.getresponse()
+        connection.request("POST", path, json.dumps(value))
+        yield connection
     finally:
         connection.close()
+
+
+@contextmanager
+def opened(server: RunningServer, path: str, value: Any) -> Iterator[http.client.HTTPResponse]:
+    """The answer to a POST, once its head is there; its connection closes at the block's end."""
+    with sent(server, path, value) as connection:
+        yield connection.getresponse()
 
 
 def send(

@@ -22,7 +22,7 @@ from router_svc.api.http_stream import EventStream, sse
 from router_svc.api.openai_answers import STATUS, api_error_object
 from router_svc.api.silent import SilentChunks
 from router_svc.request import Code, TokenLogprob
-from tests.http_calls import opened, post
+from tests.http_calls import opened, post, sent
 from tests.patience import PATIENCE
 from tests.server import RunningServer, one_process
 
@@ -93,14 +93,16 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stream_that_waits_in_the_queue_has_a_head_and_comments() -> None:
     with one_process(max_num_seqs=1, max_queue_len=1) as small:
         body = {"prompt": "Once", "max_tokens": 1900, "ignore_eos": True, "stream": True}
-        with opened(small, "/v1/completions", body) as running:
-            assert running.readline() == b"id: 0\n"
+        with sent(small, "/v1/completions", body) as running:
+            first = running.getresponse()
+            assert first.readline() == b"id: 0\n"
             with opened(small, "/v1/completions", body | {"max_tokens": 2}) as waiting:
                 assert waiting.status == 200
                 assert waiting.headers["content-type"].startswith("text/event-stream")
                 assert all(waiting.readline().startswith(b": ") for _ in range(3))
                 status, refused, _ = post(small, "/v1/completions", body)
                 assert (status, refused["error"]["type"]) == (429, "rate_limit_error")
+                first.close()
                 running.close()
                 rest = waiting.read().decode()
         assert sum(e["choices"][0]["finish_reason"] == "length" for e in events(rest)) == 1
