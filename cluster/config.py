@@ -55,6 +55,7 @@ class ServeConfig:
     record_loads: Path | None = option(None, "Write the experts' loads, step by step, to this file (.npz) at the end.")
     record_interval: int = option(300, "Seconds between parts of --record-loads, which a crash leaves.", 1, 86400)
     reasoning_parser: str = option("auto", "How reasoning is told from content.", choices=PARSERS)
+    chat_template: Path | None = option(None, "A chat template (jinja2) to use in place of the checkpoint's.")
     grace_period: float = option(5.0, "Seconds that running requests have to end after SIGTERM or Ctrl-C.", 0, 86400)
     host: str = option("127.0.0.1", "Address to listen on.")
     grpc_port: int = option(50051, "Port of the gRPC server, 0 = any free one.", 0, 65535)
@@ -132,6 +133,9 @@ def check_value(name: str, value: Any, where: str) -> None:
         raise UserError(str(value), f"{low} to {high}", where)
 
 
+_PATHS = frozenset(f.name for f in fields(ServeConfig) if "Path" in str(f.type))
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML's own rule: a key stands once in a mapping. PyYAML takes the last without a word."""
 
@@ -165,7 +169,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         name = names[spelled]
         if name in out:
             raise UserError(f"{spelled!r} twice", "each option once", str(path))
-        if name in ("placement", "record_loads") and isinstance(value, str):
+        if name in _PATHS and isinstance(value, str):
             value = Path(value)
         if name != "model":
             check_value(name, value, f"{path} {key}")

@@ -74,7 +74,7 @@ class LocalServer:
     async def start(self, progress: Progress | None = None) -> None:
         """Load and listen; ready when it returns."""
         plan = self.plan
-        text = TextStack.load(plan.folder, plan.spec, plan.config.reasoning_parser)
+        text = TextStack.load(plan.folder, plan.spec, plan.config.reasoning_parser, plan.config.chat_template)
         self.engines = engines = LocalEngines(asyncio.get_running_loop())
         self.cell = cell = Cell(LocalOrders(plan, engines.deliver), in_process, self.events, self._changed)
         await self._start_cell(cell, progress)

@@ -86,10 +86,12 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True, check
     """
     config.check()
     config = replace(config, host=bare(config.host))
+    if config.chat_template is not None:
+        config = replace(config, chat_template=config.chat_template.absolute())  # doors may run in another folder
     spec = load_spec(folder)
     _check_tensors(spec, CheckpointReader(folder))
     if check_text:
-        TextStack.load(folder, spec, config.reasoning_parser)
+        TextStack.load(folder, spec, config.reasoning_parser, config.chat_template)
     device = _device(config.device)
     dtype = _dtype(config.dtype, spec, device)
     max_len = _max_model_len(config, spec)

@@ -27,8 +27,12 @@ _PAUSE = 1.0  # s before the state is asked for again, after a call that failed
 
 @dataclass(frozen=True, slots=True)
 class IngressOrder:
-    """What an ingress loads. grace: seconds that running requests have once the cluster stops; origins: of web pages that
-    may call over HTTP."""
+    """What an ingress loads.
+
+    grace: seconds that running requests have once the cluster stops
+    origins: of web pages that may call over HTTP
+    template: a chat template's file in place of the folder's
+    """
 
     folder: Path
     spec: ModelSpec
@@ -37,6 +41,7 @@ class IngressOrder:
     info: ModelInfo
     grace: float
     origins: tuple[str, ...] = ()
+    template: Path | None = None
 
 
 class SupervisorVerbs(Protocol):
@@ -100,7 +105,7 @@ class Ingress:
     async def start(self, also: Callable[[str], Awaitable[None]] | None = None) -> Service:
         """Connect and follow the state; `also` is told of every state too."""
         order = self._order
-        text = await asyncio.to_thread(TextStack.load, order.folder, order.spec, order.reasoning)
+        text = await asyncio.to_thread(TextStack.load, order.folder, order.spec, order.reasoning, order.template)
         secret, addresses = await self._supervisor.links()
         engines = LinkEngines(secret)
         await engines.connect(addresses)

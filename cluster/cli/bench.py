@@ -14,6 +14,7 @@ from experts.errors import UserError
 app = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=None)
 _NOT_OF_A_BENCH = (
     "host", "grpc_port", "http_port", "served_model_name", "grace_period", "reasoning_parser", "max_queue_len",
+    "chat_template", "allowed_origins",
     "max_num_seqs", "max_model_len",
 )  # fmt: skip
 

@@ -21,7 +21,8 @@ from router_svc.models.spec import ModelSpec
 from router_svc.request import Code, EngineRequest, Sampling
 from router_svc.text.chat import ChatTemplate, load_chat_template
 from router_svc.text.reasoning import make_parser, parser_name
-from router_svc.text.tokenizer import Tokenizer, load_tokenizer
+from router_svc.text.tokenizer import Tokenizer
+from router_svc.text.tokenizer_files import load_tokenizer
 
 T = TypeVar("T")
 _INLINE = 16384  # characters or ids; tokenising so many takes about 20 ms
@@ -38,11 +39,17 @@ class TextStack:
     defaults: GenerationDefaults
 
     @classmethod
-    def load(cls, folder: Path, spec: ModelSpec, reasoning: str = "auto") -> "TextStack":
-        """Read tokenizer, template and generation defaults. Raises UserError."""
-        template = load_chat_template(folder)
-        name = parser_name(reasoning, spec.architecture, template.source if template else None)
-        return cls(load_tokenizer(folder), template, name, load_generation_defaults(folder, spec))
+    def load(
+        cls, folder: Path, spec: ModelSpec, reasoning: str = "auto", own_template: Path | None = None
+    ) -> "TextStack":
+        """Read tokenizer, template and generation defaults; own_template: a file in place of the folder's. Raises UserError."""
+        tokenizer = load_tokenizer(folder)
+        family = spec.architecture
+        template = load_chat_template(folder, tokenizer.special_texts, own_template, family.startswith("hunyuan"))
+        name = parser_name(reasoning, family, template.source if template else None)
+        defaults = load_generation_defaults(folder, spec)
+        ends = dict.fromkeys((*defaults.eos_token_ids, *tokenizer.eos_ids))
+        return cls(tokenizer, template, name, replace(defaults, eos_token_ids=tuple(ends)))
 
 
 class Service:
@@ -73,7 +80,7 @@ class Service:
 
     def chat(self, call: ChatCall) -> AsyncGenerator[Chunk, None]:
         """Answer messages through the chat template. Raises ApiError at the first step when the call is refused."""
-        return self._run(self._as_generate(call), call)
+        return self._run(call, call)
 
     async def tokenize(self, text: str, add_special_tokens: bool = True, param: str = "text") -> list[int]:
         """Ids of a text. Raises ApiError, naming `param`, for one that is too long."""
@@ -82,7 +89,7 @@ class Service:
 
     async def chat_prompt(self, call: ChatCall) -> list[int]:
         """Ids of a chat's prompt, as `chat` has them. Raises ApiError when the template refuses the messages."""
-        prompt = self._as_generate(call)
+        prompt = await self._as_generate(call)
         return await self.tokenize(str(prompt.prompt), prompt.add_special_tokens, "messages")
 
     async def detokenize(self, ids: list[int] | tuple[int, ...], skip_special: bool = False) -> str:
@@ -93,7 +100,7 @@ class Service:
                 raise invalid("token_ids", f"token id {token}", f"ids from 0 to {self.limits.vocab_size - 1}")
         return await self._aside(len(ids), lambda: self.text.tokenizer.decode(list(ids), skip_special))
 
-    def render(self, call: ChatCall) -> str:
+    async def render(self, call: ChatCall) -> str:
         """The prompt of a chat. Raises ApiError when the template refuses the messages."""
         if self.text.template is None:
             raise ApiError(
@@ -112,21 +119,23 @@ class Service:
         options = dict(call.template_options)
         if call.enable_thinking is not None:
             options["enable_thinking"] = call.enable_thinking
-        try:
-            return self.text.template.render(messages, options)
+        template = self.text.template
+        try:  # a template is a stranger's program, and may take its time over the shortest message
+            return await self._beside(lambda: template.render(messages, options))
         except ValueError as error:
             raise ApiError(Code.INVALID_ARGUMENT, f"messages: {error}", "messages") from None
 
     async def _aside(self, size: int, work: Callable[[], T]) -> T:
         """Long work on text runs beside the event loop, one at a time, so that other streams go on."""
-        if size <= _INLINE:
-            return work()
+        return work() if size <= _INLINE else await self._beside(work)
+
+    async def _beside(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._texts, work)
 
-    def _as_generate(self, call: ChatCall) -> GenerateCall:
+    async def _as_generate(self, call: ChatCall) -> GenerateCall:
         check_call(call.request_id, call.priority, call.timeout, self.limits)
         return GenerateCall(
-            prompt=self.render(call),
+            prompt=await self.render(call),
             sampling=call.sampling,
             request_id=call.request_id,
             priority=call.priority,
@@ -135,7 +144,8 @@ class Service:
             api_key=call.api_key,
         )
 
-    async def _run(self, call: GenerateCall, chat: ChatCall | None) -> AsyncGenerator[Chunk, None]:
+    async def _run(self, given: GenerateCall | ChatCall, chat: ChatCall | None) -> AsyncGenerator[Chunk, None]:
+        call = await self._as_generate(given) if isinstance(given, ChatCall) else given
         request = await self._admit(call, chat is not None)
         outputs = [self._output(call, chat, request) for _ in range(request.n)]
         watch = self.metrics.request(len(request.prompt_ids))

@@ -1,45 +1,49 @@
-"""Chat templates: messages in, prompt text out, in a sandboxed jinja2. Templates are data of strangers."""
+"""Chat templates: messages in, prompt text out. Templates are data of strangers: they run in transformers' sandbox."""
 
-import json
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from experts.checkpoint.folder import read_json
 from experts.errors import UserError
-from router_svc.text.tokenizer import tokenizer_settings
+from router_svc.text.tokenizer_files import SETTINGS, tokenizer_settings
 
 _OUTPUT_LIMIT = 16 << 20  # characters; a template that writes more is broken or hostile
+_DEFAULT = "default"
 
 
 class ChatTemplate:
-    """A checkpoint's chat template."""
+    """A checkpoint's chat template.
 
-    def __init__(self, source: str, specials: Mapping[str, str], where: str) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now}
+    specials: bos_token and the like
+    drops_empty_system: an empty system message in front does not reach it (Hunyuan's breaks on one)
+    """
+
+    def __init__(
+        self, source: str, specials: Mapping[str, str], where: str, drops_empty_system: bool = False
+    ) -> None:  # fmt: skip
+        # The environment that templates are written for, with its sandbox; transformers has no public name for it.
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+            self._template: jinja2.Template = _compile_jinja_template(source)
+        except (jinja2.TemplateError, RecursionError) as error:
             raise UserError(f"a broken chat template ({error})", "a jinja2 template", where) from None
         self._specials = dict(specials)
+        self._drops_empty_system = drops_empty_system
         self.source = source
 
-    def render(self, messages: list[dict[str, str]], options: Mapping[str, Any]) -> str:
+    def render(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
         """The prompt for an answer to `messages` (role, content). Raises ValueError with what the template objects to.
 
-        options: further names that the template may read, such as enable_thinking. An empty system message in
-        front is dropped: Hunyuan's template breaks on it.
+        options: further names that the template may read, such as enable_thinking.
         """
-        if messages and messages[0]["role"] == "system" and not messages[0]["content"]:
+        if self._drops_empty_system and messages and messages[0]["role"] == "system" and not messages[0]["content"]:
             messages = messages[1:]
-        values = {**self._specials, "add_generation_prompt": True, **options, "messages": messages}
+        given = {"add_generation_prompt": True, "tools": None, "documents": None}
+        values = {**self._specials, **given, **options, "messages": messages}
         parts: list[str] = []
         size = 0
         try:
@@ -55,34 +59,45 @@ class ChatTemplate:
         return "".join(parts)
 
 
-def load_chat_template(folder: Path) -> ChatTemplate | None:
-    """chat_template.jinja, chat_template.json or chat_template of tokenizer_config.json; None without any."""
-    settings = tokenizer_settings(folder)
-    specials = {
-        key: value if isinstance(value, str) else str(value.get("content", ""))
-        for key, value in settings.items()
-        if key.endswith("_token") and isinstance(value, str | dict)
-    }
+def load_chat_template(
+    folder: Path, specials: Mapping[str, str], own: Path | None = None, drops_empty_system: bool = False
+) -> ChatTemplate | None:
+    """The folder's template, None without any. Raises UserError for one that can't be read.
+
+    own: a file to use instead; specials, drops_empty_system: see ChatTemplate.
+
+    Of the folder: chat_template.jinja, else chat_template.json, else chat_template of tokenizer_config.json; of
+    several by name the one called "default".
+    """
+    found = (_text(own), own) if own is not None else _in_folder(folder)
+    return None if found is None else ChatTemplate(found[0], specials, str(found[1]), drops_empty_system)
+
+
+def _in_folder(folder: Path) -> tuple[str, Path] | None:
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
-        return ChatTemplate(jinja.read_text(), specials, str(jinja))
-    where, source = folder / "tokenizer_config.json", settings.get("chat_template")
-    if (folder / "chat_template.json").is_file():
-        where = folder / "chat_template.json"
-        source = json.loads(where.read_bytes()).get("chat_template")
-    if isinstance(source, list):
-        named = {str(entry.get("name")): entry.get("template") for entry in source if isinstance(entry, dict)}
-        source = named.get("default", next(iter(named.values()), None))
-    return ChatTemplate(source, specials, str(where)) if isinstance(source, str) else None
+        return _text(jinja), jinja
+    where = folder / "chat_template.json"
+    value = (read_json(where) if where.is_file() else {}).get("chat_template")
+    if value is None:
+        where = folder / SETTINGS
+        value = tokenizer_settings(folder).get("chat_template")
+    if value is None:
+        return None
+    if isinstance(value, list):
+        value = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+    if isinstance(value, dict):
+        names = ", ".join(map(str, value)) or "none"
+        value = value.get(_DEFAULT)
+        if value is None:
+            raise UserError(f"chat templates {names}", f"one called {_DEFAULT!r}, or --chat-template FILE", str(where))
+    if not isinstance(value, str):
+        raise UserError(f"chat_template {type(value).__name__}", "a text, or texts by name", str(where))
+    return value, where
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-
-def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"an unreadable file ({error})", "a jinja2 template in UTF-8", str(path)) from None

@@ -8,6 +8,7 @@ from router_svc.text.tokenizer import Tokenizer
 _UNFINISHED = "\ufffd"
 _PATIENCE = 32  # ids that may wait for a character's end; more than any character has are no characters
 _CHARACTER = 4  # ids of the longest character, a byte each
+_CONTINUATIONS = [bytes([byte]) for byte in range(0x80, 0xC0)]  # of UTF-8
 _CONTEXT = 8  # ids of the prompt that are decoded with what follows, more where they have no text
 
 
@@ -100,10 +101,12 @@ class TokenTexts:
 def _tail(tokenizer: Tokenizer, prompt: Sequence[int], skip_special: bool) -> tuple[list[int], int]:
     """The prompt's last ids, enough to have text, and how many of them end before an unfinished character."""
     count = _CONTEXT
-    ids = list(prompt[-count:])
-    while len(ids) < len(prompt) and not tokenizer.decode(ids, skip_special):
+    while count < len(prompt) and not tokenizer.decode(list(prompt[-count:]), skip_special):
         count *= 8
-        ids = list(prompt[-count:])
+    for _ in range(_CHARACTER - 1):  # bytes of a character whose first one is left out would spoil those behind it
+        if count < len(prompt) and tokenizer.token_bytes(prompt[-count])[:1] in _CONTINUATIONS:
+            count += 1
+    ids = list(prompt[-count:])
     end = len(ids)
     pending = _pending(b"".join(tokenizer.token_bytes(token) for token in ids[-_CHARACTER:]))
     while pending > 0 and end > 0:

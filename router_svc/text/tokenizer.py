@@ -1,28 +1,25 @@
-"""Text to ids and back, whatever file a checkpoint brings: tokenizer.json, tokenizer.model or *.tiktoken.
+"""Text to ids and back. Knows no chat and no request, and no files: `tokenizer_files` reads them."""
 
-Knows no chat and no request. Ids outside the tokenizer's vocabulary decode to nothing.
-"""
-
-import base64
-import json
 import re
-import unicodedata
 from abc import ABC, abstractmethod
-from pathlib import Path
+from collections.abc import Mapping
 
-import sentencepiece
-import tiktoken
-import tokenizers
-
-from experts.errors import UserError
+from tokenizers import Tokenizer as Backend
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a byte of vocabularies with byte fallback
 
 
 class Tokenizer(ABC):
-    """One checkpoint's tokenizer. special_ids are left out by `decode`."""
+    """One checkpoint's tokenizer. Ids outside the vocabulary decode to nothing.
+
+    special_ids: left out by `decode`
+    eos_ids: that end an answer, as the tokenizer's own files say
+    special_texts: bos_token and the like, for chat templates
+    """
 
     special_ids: frozenset[int]
+    eos_ids: tuple[int, ...] = ()
+    special_texts: Mapping[str, str]
 
     @abstractmethod
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -46,93 +43,29 @@ class Tokenizer(ABC):
         """The bytes of a token that is no whole text."""
 
 
-class JsonTokenizer(Tokenizer):
-    """tokenizer.json through the tokenizers library."""
+class LibraryTokenizer(Tokenizer):
+    """A tokenizer of the tokenizers library, as transformers loaded it."""
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self._inner = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for every malformed file
-            raise UserError(
-                f"an unreadable tokenizer ({error})", "a tokenizer.json of the tokenizers library", str(path)
-            ) from None
-        added = self._inner.get_added_tokens_decoder()
+    def __init__(self, backend: Backend, eos_ids: tuple[int, ...], special_texts: Mapping[str, str]) -> None:
+        # A file may carry how its makers cut and padded a batch: that is no part of what a text's ids are.
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token for token, entry in added.items() if entry.special)
+        self.eos_ids, self.special_texts = eos_ids, special_texts
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: list[int], skip_special: bool = True) -> str:
-        return str(self._inner.decode(ids, skip_special_tokens=skip_special))
+        return str(self._backend.decode(ids, skip_special_tokens=skip_special))
 
     def token_text(self, token: int) -> str:
         return self.decode([token], skip_special=False)
 
     def _raw(self, token: int) -> bytes:
-        return _piece_bytes(self._inner.id_to_token(token) or "")
-
-
-class SentencePieceTokenizer(Tokenizer):
-    """tokenizer.model; bos is put in front as add_bos_token of tokenizer_config.json says (default: yes)."""
-
-    def __init__(self, path: Path, settings: dict[str, object]) -> None:
-        try:
-            self._inner = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError, ValueError) as error:
-            raise UserError(f"an unreadable tokenizer ({error})", "a sentencepiece model", str(path)) from None
-        self._bos = self._inner.bos_id() if settings.get("add_bos_token", True) else -1
-        size = self._inner.vocab_size()
-        self.special_ids = frozenset(i for i in range(size) if self._inner.is_control(i) or self._inner.is_unknown(i))
-        self._size = size
-
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        ids = list(self._inner.encode(text))
-        return [self._bos, *ids] if add_special_tokens and self._bos >= 0 else ids
-
-    def decode(self, ids: list[int], skip_special: bool = True) -> str:
-        wanted = [i for i in ids if 0 <= i < self._size and not (skip_special and i in self.special_ids)]
-        return str(self._inner.decode(wanted))
-
-    def token_text(self, token: int) -> str:
-        return str(self._inner.id_to_piece(token)).replace("\u2581", " ") if 0 <= token < self._size else ""
-
-    def _raw(self, token: int) -> bytes:
-        return _piece_bytes(str(self._inner.id_to_piece(token)))
-
-
-# Hunyuan's split: contractions, words with at most one leading mark, single digits, runs of marks, white space.
-_HUNYUAN_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_HUNYUAN_SPECIALS = (
-    "<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>", *(f"<|extra_{i}|>" for i in range(205)),
-)  # fmt: skip
-
-
-class TiktokenTokenizer(Tokenizer):
-    """Hunyuan's hy.tiktoken: lines of base64 and rank; its special tokens follow the ranks; text is NFC-normalised."""
-
-    def __init__(self, path: Path) -> None:
-        ranks = _read_ranks(path)
-        specials = {name: len(ranks) + i for i, name in enumerate(_HUNYUAN_SPECIALS)}
-        self._inner = tiktoken.Encoding(
-            "hunyuan", pat_str=_HUNYUAN_SPLIT, mergeable_ranks=ranks, special_tokens=specials
-        )
-        self.special_ids = frozenset(specials.values())
-        self._size = len(ranks) + len(specials)
-
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return self._inner.encode(unicodedata.normalize("NFC", text), allowed_special="all")
-
-    def decode(self, ids: list[int], skip_special: bool = True) -> str:
-        wanted = [i for i in ids if 0 <= i < self._size and not (skip_special and i in self.special_ids)]
-        return self._inner.decode(wanted)
-
-    def token_text(self, token: int) -> str:
-        return self._inner.decode([token]) if 0 <= token < self._size else ""
-
-    def _raw(self, token: int) -> bytes:
-        return self._inner.decode_single_token_bytes(token)
+        return _piece_bytes(self._backend.id_to_token(token) or "")
 
 
 def _byte_letters() -> dict[str, int]:
@@ -153,42 +86,3 @@ def _piece_bytes(piece: str) -> bytes:
     if all(letter in _BYTE_LETTERS for letter in piece):
         return bytes(_BYTE_LETTERS[letter] for letter in piece)
     return piece.encode()
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder. Raises UserError when there is none that is read here."""
-    if (folder / "tokenizer.json").is_file():
-        return JsonTokenizer(folder / "tokenizer.json")
-    if (folder / "tokenizer.model").is_file():
-        return SentencePieceTokenizer(folder / "tokenizer.model", tokenizer_settings(folder))
-    ranks = sorted(folder.glob("*.tiktoken"))
-    if ranks:
-        return TiktokenTokenizer(ranks[0])
-    raise UserError("no tokenizer", "tokenizer.json, tokenizer.model or *.tiktoken", str(folder))
-
-
-def tokenizer_settings(folder: Path) -> dict[str, object]:
-    """tokenizer_config.json, empty when there is none."""
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"unreadable JSON ({error})", "a JSON object", str(path)) from None
-    if not isinstance(settings, dict):
-        raise UserError(f"JSON {type(settings).__name__}", "a JSON object", str(path))
-    return settings
-
-
-def _read_ranks(path: Path) -> dict[bytes, int]:
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except ValueError:
-            raise UserError(f"line {number} = {line[:40]!r}", "base64 and a rank", str(path)) from None
-    return ranks

@@ -91,7 +91,7 @@ def test_dump_shows_the_step_thread(capsys: pytest.CaptureFixture[str]) -> None:
         assert found.moment is not None
         assert found.moment.step >= 2
         assert found.moment.peers == ()
-        (loop,) = [thread.frames for thread in found.threads if thread.name == "step-loop"]
+        loop = next(thread.frames for thread in found.threads if thread.name == "step-loop")
         assert any("router_svc/engine/step_loop.py" in frame for frame in loop)
         assert any(task.startswith("HTTP server: cluster/http_server.py:") for task in found.tasks)
         dump(server.target, as_json=False)

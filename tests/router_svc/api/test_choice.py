@@ -8,7 +8,8 @@ from router_svc.api.choice import ChoiceOutput
 from router_svc.demo_model.path import checkpoint_path
 from router_svc.request import TokenEvent, TokenLogprob
 from router_svc.text.reasoning import make_parser
-from router_svc.text.tokenizer import Tokenizer, load_tokenizer
+from router_svc.text.tokenizer import Tokenizer
+from router_svc.text.tokenizer_files import load_tokenizer
 
 _TEXT = st.text(
     st.one_of(st.sampled_from("abc <>/think€😀ÿ\u0301"), st.characters(exclude_categories=("Cs",))), max_size=40
