@@ -97,8 +97,15 @@ class ThreadCluster:
                 ended = [worker.end(PATIENCE) for worker in workers]
                 assert all(ended), "a step loop did not end"
         finally:
+            self.call(self._cancel())  # a task that never ends would keep the cell and its caches
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(PATIENCE)
+
+    async def _cancel(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _make(self, spawn: Spawn) -> Cell:
         return Cell(ThreadOrders(self.plan, self._deliver), spawn, self.events, self._changed)

@@ -42,6 +42,7 @@ def test_a_hot_expert_gets_a_copy_and_the_slowest_ranks_load_falls(http_port: in
     assert abs(still.excess - still.excess_predicted) < 0.02, "the split's model is what the ranks counted"
 
 
+@pytest.mark.slow
 def test_a_rank_leaves_and_a_new_one_joins_while_tokens_flow(http_port: int) -> None:
     loads = hot_spot(300, [5])
     changes = parse_changes(["1@60"], ["1@160"])
@@ -56,6 +57,7 @@ def test_a_rank_leaves_and_a_new_one_joins_while_tokens_flow(http_port: int) -> 
     assert run.excess_last < 0.15, "the new rank, which came with nothing, carries its part in the end"
 
 
+@pytest.mark.slow
 def test_a_slow_rank_is_found_and_gets_less(http_port: int) -> None:
     settings = replace(SETTINGS, steps=200, token_seconds=200e-6, speeds=(1.0, 0.4, 1.0))
     run = run_actors(hot_spot(300, [None]), "tokenyard", settings)
