@@ -45,6 +45,7 @@ dist: venv
 # The checked-in stubs are what this prints; a test compares them.
 proto: venv
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. router_svc/proto/tokenyard.proto
+	$(BIN)/python -m router_svc.make_arguments
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

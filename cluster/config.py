@@ -63,6 +63,7 @@ class ServeConfig:
     allowed_origins: str | None = option(
         None, "Origins whose web pages may call (CORS), with commas between them; * = any. Default: none."
     )
+    strict_fields: bool = option(False, "Refuse HTTP requests with fields that nobody knows, instead of a warning.")
     ray_address: str | None = option(None, "Join this running Ray instead of starting a private one.")
 
     @property

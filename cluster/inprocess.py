@@ -84,7 +84,7 @@ class LocalServer:
         await self.grpc.start()
         where = partial(joined, plan.config.host)
         self._note("door", f"gRPC listens on {where(self.grpc.port)}")
-        app = build_app(self.service, admin, plan.config.origins, process="server")
+        app = build_app(self.service, admin, plan.config.origins, process="server", strict=plan.config.strict_fields)
         self._http = HttpServer(app, plan.config.host, plan.config.http_port)
         await self._http.start(self._degrade)
         self._note("door", f"HTTP listens on {where(self.http_port)}")

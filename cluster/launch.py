@@ -88,6 +88,7 @@ class RayCluster:
             self.plan.info,
             self.plan.config.grace_period,
             self.plan.config.origins,
+            self.plan.config.strict_fields,
             self.plan.config.chat_template,
         )
         options = self._options("door", 4096) | {"max_restarts": -1}

@@ -61,7 +61,8 @@ class ServePlan:
     @property
     def limits(self) -> ServiceLimits:
         """Bounds of requests."""
-        return ServiceLimits(self.engine.max_model_len, self.spec.vocab_size)
+        queue = self.config.attention_workers * self.engine.max_queue_len
+        return ServiceLimits(self.engine.max_model_len, self.spec.vocab_size, max_batch=min(64, queue))
 
     @property
     def info(self) -> ModelInfo:

@@ -31,6 +31,7 @@ class IngressOrder:
 
     grace: seconds that running requests have once the cluster stops
     origins: of web pages that may call over HTTP
+    strict_fields: HTTP bodies with unknown fields are refused
     template: a chat template's file in place of the folder's
     """
 
@@ -41,6 +42,7 @@ class IngressOrder:
     info: ModelInfo
     grace: float
     origins: tuple[str, ...] = ()
+    strict_fields: bool = False
     template: Path | None = None
 
 

@@ -39,8 +39,10 @@ class ReplicaApp:
             self._building = asyncio.Lock()
         async with self._building:
             if self._app is None:
+                order = self._source[0]
                 ingress = Ingress(*self._source)
-                self._app = build_app(await ingress.start(), ingress.admin, self._source[0].origins)
+                service = await ingress.start()
+                self._app = build_app(service, ingress.admin, order.origins, strict=order.strict_fields)
             return self._app
 
 

@@ -6,6 +6,8 @@ Everything here is frozen and made of built-in types, so that it crosses process
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from router_svc.sampling import Sampling
+
 
 class Code(StrEnum):
     """Why a request ended without an answer; names are gRPC's."""
@@ -20,34 +22,8 @@ class Code(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are drawn; every field resolved (defaults of generation_config.json already applied).
-
-    seed: int64, used with (choice, token index) as the only source of randomness.
-    top_k: 0 = off. logprobs: None = none, n >= 0 = the chosen token's and the n likeliest.
-    prompt_logprobs: the same for the prompt's own tokens (echo), None = none.
-    """
-
-    max_tokens: int
-    seed: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    eos_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One request as an attention rank takes it. n choices share the prompt.
+    """One request as an attention rank takes it; its choices share the prompt.
 
     attempt tells submissions with the same request_id apart, be they retries or resubmissions;
     deadline is in seconds from arrival, None = none;
@@ -59,11 +35,15 @@ class EngineRequest:
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: Sampling
-    n: int = 1
     priority: int = 0
     deadline: float | None = None
     attempt: int = 0
     body: str = ""
+
+    @property
+    def n(self) -> int:
+        """How many choices."""
+        return self.sampling.n
 
 
 @dataclass(frozen=True, slots=True)

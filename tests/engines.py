@@ -21,7 +21,8 @@ from router_svc.engine.config import EngineConfig
 from router_svc.engine.step_loop import Engine
 from router_svc.models.decoder import build_model
 from router_svc.models.registry import load_spec
-from router_svc.request import EngineRequest, Event, FailedEvent, Sampling, TokenEvent
+from router_svc.request import EngineRequest, Event, FailedEvent, TokenEvent
+from router_svc.sampling import Sampling
 from tests.patience import PATIENCE, wait_until
 
 

@@ -20,6 +20,7 @@ FORBIDDEN = {
     "experts.placement": ("torch", "ray"),
     "experts.ladder": ("torch", "time"),
     "experts.background": ("torch", "ray"),
+    "router_svc.sampling": ("torch", "ray", "grpc", "pydantic", "experts"),
     "router_svc.models": ("router_svc.engine.step_loop", "router_svc.api", "router_svc.text", "ray", "grpc"),
     "router_svc.engine": ("router_svc.api", "router_svc.text", "router_svc.link", "ray", "grpc"),
     "router_svc.engine.scheduler": ("torch", "time"),

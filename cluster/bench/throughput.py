@@ -21,7 +21,8 @@ from experts.deadlines import DEADLINES
 from experts.membership import HERE, EpochRecord, Membership
 from router_svc.api.engines import EventStream
 from router_svc.link.client import LinkEngines
-from router_svc.request import EngineRequest, Event, FailedEvent, Sampling
+from router_svc.request import EngineRequest, Event, FailedEvent
+from router_svc.sampling import Sampling
 from router_svc.worker import AttentionWorker
 
 

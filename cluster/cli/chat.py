@@ -7,23 +7,22 @@ from typing import Annotated, Any, Optional
 import typer
 
 from cluster.cli.connect import connect
-from cluster.cli.generate import AsJson, MaxTokens, Seed, Target, Temperature, TopP, read_stdin
+from cluster.cli.generate import AsJson, Target, read_stdin
+from cluster.cli.options import sampling_flags
 
 Think = Annotated[Optional[bool], typer.Option("--think/--no-think", help="enable_thinking of the chat template.")]  # noqa: UP045
 _GREY, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
+@sampling_flags()
 def chat(
+    *,
     target: Target = "127.0.0.1:50051",
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    seed: Seed = None,
     think: Think = None,
     as_json: AsJson = False,
+    sampling: dict[str, Any],
 ) -> None:
     """Talk to the model; an empty line or Ctrl-D ends."""
-    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     with connect(target) as client:
         if not sys.stdin.isatty():
             turns = [{"role": "user", "content": read_stdin()}]

@@ -2,39 +2,28 @@
 
 import json
 import sys
-from typing import Annotated, Optional
+from typing import Annotated, Any
 
 import typer
 
 from cluster.cli.connect import checked, connect
+from cluster.cli.options import sampling_flags
 from experts.errors import UserError
 
 Target = Annotated[str, typer.Option("--target", metavar="HOST:PORT", help="The server.")]
-MaxTokens = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--max-tokens", metavar="N", help="At most so many new tokens.", min=1, max=2**31 - 1),
-]
-Temperature = Annotated[Optional[float], typer.Option("--temperature", metavar="T", help="0 = greedy.")]  # noqa: UP045
-TopP = Annotated[Optional[float], typer.Option("--top-p", metavar="P", help="Nucleus sampling.")]  # noqa: UP045
-Seed = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--seed", metavar="S", help="The same seed draws the same tokens.", min=-(2**63), max=2**63 - 1),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
 
+@sampling_flags()
 def generate(
+    *,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT|-", help="The text to go on with; - reads standard input.")],
     target: Target = "127.0.0.1:50051",
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    seed: Seed = None,
     as_json: AsJson = False,
+    sampling: dict[str, Any],
 ) -> None:
     """Complete a prompt, streamed to the terminal."""
     text = read_stdin() if prompt == "-" else checked(prompt, "PROMPT")
-    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     with connect(target) as client:
         if as_json:
             (result,) = client.generate(text, **sampling)

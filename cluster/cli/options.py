@@ -1,4 +1,4 @@
-"""Typer flags from ServeConfig, so that every option is declared once."""
+"""Typer flags from the tables of options and sampling parameters, so that each is declared once."""
 
 import inspect
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import typer
 
 from cluster.config import ServeConfig, default_of, flag_name
 from experts.errors import UserError
+from router_svc.sampling import PARAMETERS, Kind, Parameter
 
 Model = Annotated[
     str | None,
@@ -18,26 +19,35 @@ Model = Annotated[
 ]
 
 
-def serve_flags(skip: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command every ServeConfig field as a flag; it gets them, None where not given, as the dict `flags`."""
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
+
+def serve_flags(skip: tuple[str, ...] = ()) -> Decorator:
+    """Give a command every ServeConfig field as a flag; it gets them, None where not given, as the dict `flags`."""
+    return _takes("flags", [_option(f.name) for f in fields(ServeConfig) if f.name not in skip])
+
+
+def sampling_flags() -> Decorator:
+    """Give a command the sampling parameters as flags; it gets those that were given as the dict `sampling`."""
+    return _takes("sampling", [_sampling_flag(p) for p in PARAMETERS if p.flag])
+
+
+def _takes(name: str, flags: list[inspect.Parameter]) -> Decorator:
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(**given: Any) -> Any:
-            flags = {name: given.pop(name) for name in names}
-            return command(**given, flags=flags)
+            taken = {flag.name: given.pop(flag.name) for flag in flags}
+            return command(**given, **{name: taken})
 
-        own = [p for p in inspect.signature(command).parameters.values() if p.name != "flags"]
-        flagged = [_parameter(name) for name in names]
-        wrapper.__signature__ = inspect.Signature(own + flagged)  # type: ignore[attr-defined]
-        wrapper.__annotations__ = {p.name: p.annotation for p in own + flagged}
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != name]
+        wrapper.__signature__ = inspect.Signature(own + flags)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in own + flags}
         wrapper.__doc__ = command.__doc__
         return wrapper
 
-    names = [f.name for f in fields(ServeConfig) if f.name not in skip]
     return decorate
 
 
-def _parameter(name: str) -> inspect.Parameter:
+def _option(name: str) -> inspect.Parameter:
     hint = get_type_hints(ServeConfig)[name]
     kind = next(arg for arg in hint.__args__ if arg is not type(None)) if isinstance(hint, UnionType) else hint
     default = default_of(name)
@@ -48,13 +58,30 @@ def _parameter(name: str) -> inspect.Parameter:
     if kind is bool and default is None:  # three-valued: on, off, decided at start
         flag += f"/--no-{flag_name(name)}"
     metavar = {int: "N", float: "S", str: "NAME", Path: "FILE"}.get(kind)
-    declared = typer.Option(flag, help=text, metavar=metavar, show_default=False)
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[Optional[kind], declared],  # noqa: UP045
-    )
+    return _flag(name, kind, typer.Option(flag, help=text, metavar=metavar, show_default=False))
+
+
+def _sampling_flag(p: Parameter) -> inspect.Parameter:
+    kind, metavar = _SAMPLING_FLAGS[p.kind]
+    word = flag_name(p.name)
+    flag = f"--{word}/--no-{word}" if p.default is True else f"--{word}"
+    bounds: dict[str, Any] = {"min": p.low, "max": p.high} if p.kind in ("int", "float") else {}
+    text = p.help if p.most is None and p.kind != "ids" else f"{p.help} May be given several times."
+    return _flag(p.name, kind, typer.Option(flag, help=text, metavar=metavar, show_default=False, **bounds))
+
+
+_SAMPLING_FLAGS: dict[Kind, tuple[Any, str | None]] = {
+    "int": (int, "N"),
+    "float": (float, "X"),
+    "bool": (bool, None),
+    "strings": (list[str], "TEXT"),
+    "ids": (list[int], "ID"),
+}
+
+
+def _flag(name: str, kind: Any, declared: Any) -> inspect.Parameter:
+    annotation = Annotated[Optional[kind], declared]  # noqa: UP045
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def model_folder(model: str | None) -> Path:

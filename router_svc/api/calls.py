@@ -12,23 +12,41 @@ _LONGEST_FOUND = 200  # characters of what a caller sent
 
 
 class ApiError(Exception):
-    """A call that ends without (the rest of) an answer. param: the field at fault; retry_after in seconds.
+    """A call that ends without (the rest of) an answer.
 
+    param: the field at fault
+    retry_after: in seconds
+    reason: a word for programs, where `code` says too little
     A message is cut to what any client takes: it may quote what the caller sent.
     """
 
-    def __init__(self, code: Code, message: str, param: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        code: Code,
+        message: str,
+        param: str | None = None,
+        retry_after: float | None = None,
+        reason: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = shortened(message, LONGEST_MESSAGE)
         self.param = param
         self.retry_after = retry_after
+        self.reason = reason
 
 
 def invalid(param: str, found: str, expected: str) -> ApiError:
     """The error for a field that is out of bounds."""
     found = shortened(found, _LONGEST_FOUND)
     return ApiError(Code.INVALID_ARGUMENT, f"{param}: found {found}, expected {expected}", param)
+
+
+def context_exceeded(param: str, found: str, expected: str, max_model_len: int) -> ApiError:
+    """The error for a call with more tokens than the model takes, in the words and with the code that clients look for
+    before they shorten it."""
+    text = f"{param}: found {found}, expected {expected}: this model's maximum context length is {max_model_len} tokens"
+    return ApiError(Code.INVALID_ARGUMENT, text, param, reason="context_length_exceeded")
 
 
 def shortened(text: str, limit: int = _LONGEST_FOUND) -> str:
@@ -42,68 +60,67 @@ def template_options(given: Mapping[str, Any]) -> tuple[bool | None, dict[str, A
     thinking = options.pop("enable_thinking", None)
     if thinking is not None and not isinstance(thinking, bool):
         raise invalid("chat_template_kwargs.enable_thinking", repr(thinking), "true or false")
-    if "messages" in options:
-        raise invalid("chat_template_kwargs.messages", "a value", "unset: the call's own messages are used")
+    for name in ("messages", "continue_final_message"):
+        if name in options:
+            raise invalid(f"chat_template_kwargs.{name}", "a value", "unset: the call's own field is used")
     return thinking, options
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingFields:
-    """Sampling as the caller gave it; None = unset. logprobs: how many alternatives, 0 = the chosen token alone."""
-
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    n: int | None = None
-    logit_bias: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class GenerateCall:
-    """A completion of text or ids. timeout in seconds; priority: lower first; echo: prompt logprobs are wanted too."""
+    """A completion of text or ids.
+
+    timeout: in seconds
+    priority: lower first
+    prompt_logprobs: how many alternatives at each token of the prompt; None: its log-probabilities are not wanted
+    scores: only the prompt is wanted: no token is generated
+    names: what the caller calls a field, where it is not its name here ("prompt" and sampling parameters)
+    """
 
     prompt: str | tuple[int, ...]
-    sampling: SamplingFields = field(default_factory=SamplingFields)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     request_id: str = ""
     priority: int = 0
     timeout: float | None = None
     add_special_tokens: bool = True
     prompt_logprobs: int | None = None
+    scores: bool = False
     api_key: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn; content is plain text."""
+    """One turn; content is plain text. extra: what else a template may read of it, such as its reasoning."""
 
     role: str
     content: str
+    extra: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """An answer to messages through the model's chat template. enable_thinking: None = the template's default;
-    add_special_tokens: beside those that the template writes."""
+    """An answer to messages through the model's chat template.
+
+    enable_thinking: None = the template's default
+    add_special_tokens: beside those that the template writes
+    continues: the answer goes on with the last message instead of being a turn of its own
+    opens: the prompt ends with the beginning of an assistant's turn
+    names: as for a GenerateCall
+    """
 
     messages: tuple[ChatMessage, ...]
-    sampling: SamplingFields = field(default_factory=SamplingFields)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     enable_thinking: bool | None = None
     template_options: dict[str, Any] = field(default_factory=dict)
     add_special_tokens: bool = False
+    continues: bool = False
+    opens: bool = True
     request_id: str = ""
     priority: int = 0
     timeout: float | None = None
     api_key: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ class ChoiceOutput:
     echoes: the prompt's own log-probabilities come, so that places in the text count from its beginning
     include_stop: what ends the choice is part of its text
     skip_special: special tokens have no text
+    min_tokens: no stop string counts that ends within the text of so many tokens
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class ChoiceOutput:
         echoes: bool = False,
         include_stop: bool = False,
         skip_special: bool = True,
+        min_tokens: int = 0,
     ) -> None:
+        self._min_tokens = min_tokens
         self._prompt = prompt
         self._detokenizer = Detokenizer(tokenizer, prompt, skip_special)
         self._texts = TokenTexts(tokenizer, () if echoes else prompt, skip_special)
@@ -58,13 +61,13 @@ class ChoiceOutput:
         if reason is not None:
             rest = self._parser.finish(cut=reason == "length")
             reasoning, content = reasoning + rest.reasoning, content + rest.content
-        content = self._stop.add(content)
+        self._tokens += len(ids)
+        content = self._stop.add(content, counts=self._tokens > self._min_tokens)
         stop_reason: str | int | None = ids[-1] if reason == "stop" and ids[-1] in self._stop_ids else None
         if self._stop.matched is not None:
             reason, stop_reason = "stop", self._stop.matched
         elif reason is not None:
             content += self._stop.finish()
-        self._tokens += len(ids)
         if reasoned or reasoning:
             self._reasoning_tokens += len(ids)
         if reason is not None:

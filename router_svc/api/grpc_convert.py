@@ -1,6 +1,6 @@
 """Between protobuf messages and the service's calls and chunks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,16 +14,11 @@ from router_svc.api.calls import (
     GenerateCall,
     ModelInfo,
     NamedLogprob,
-    SamplingFields,
     invalid,
     template_options,
 )
 from router_svc.proto import tokenyard_pb2 as pb
-
-_PLAIN_FIELDS = (
-    "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "logprobs", "n",
-)  # fmt: skip
+from router_svc.sampling import PARAMETERS
 
 _FAR = 86400.0  # s; a client's deadline beyond is none
 
@@ -40,6 +35,7 @@ def generate_call(request: pb.GenerateRequest, remaining: float | None) -> Gener
         request_id=request.request_id,
         priority=request.priority,
         timeout=_timeout(request, remaining),
+        names={"prompt": which},
     )
 
 
@@ -155,9 +151,15 @@ def _timeout(request: pb.GenerateRequest | pb.ChatRequest, remaining: float | No
     return max(remaining, 1e-3)
 
 
-def _sampling(s: pb.Sampling) -> SamplingFields:
-    values: dict[str, Any] = {name: getattr(s, name) for name in _PLAIN_FIELDS if s.HasField(name)}
-    return SamplingFields(stop=tuple(s.stop), stop_token_ids=tuple(s.stop_token_ids), ignore_eos=s.ignore_eos, **values)
+def _sampling(s: pb.Sampling) -> dict[str, Any]:
+    """The parameters that are set; an empty list or map is not."""
+    kinds = {p.name: p.kind for p in PARAMETERS}
+    plain: dict[str, Callable[[Any], Any]] = {"strings": tuple, "ids": tuple, "biases": dict}
+    return {f.name: plain.get(kinds[f.name], _same)(value) for f, value in s.ListFields()}
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _common(chunk: Chunk) -> dict[str, Any]:

@@ -17,9 +17,14 @@ _CODES = {code: getattr(grpc.StatusCode, code.value) for code in Code}
 
 
 async def abort(context: grpc.aio.ServicerContext, error: ApiError) -> NoReturn:
-    """End the call with the error's code. A retry hint travels as trailing metadata."""
+    """End the call with the error's code. A retry hint and a word for programs travel as trailing metadata."""
+    trailers: list[tuple[str, str | bytes]] = []
     if error.retry_after is not None:
-        context.set_trailing_metadata((("grpc-retry-pushback-ms", str(int(error.retry_after * 1000))),))
+        trailers.append(("grpc-retry-pushback-ms", str(int(error.retry_after * 1000))))
+    if error.reason is not None:
+        trailers.append(("error-reason", error.reason))
+    if trailers:
+        context.set_trailing_metadata(tuple(trailers))
     await context.abort(_CODES[error.code], error.message)
     raise AssertionError("abort raises")
 

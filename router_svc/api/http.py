@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from router_svc.api.admin import AdminBackend
 from router_svc.api.calls import ApiError, shortened
 from router_svc.api.http_edge import with_edge
-from router_svc.api.http_generate import ChatAnswering, CompletionAnswering, chat_call, note_ignored
+from router_svc.api.http_generate import ChatAnswering, CompletionAnswering, chat_call, check_fields
 from router_svc.api.limits import retry_hint
 from router_svc.api.openai_answers import STATUS, api_error_object, error_object
 from router_svc.api.openai_bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse
@@ -30,16 +30,23 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class HttpFace:
-    """Handlers by route. process: this process's name in metrics; reasoning_field: "reasoning" or "reasoning_content"."""
+    """Handlers by route. process: this process's name in metrics; reasoning_field: "reasoning" or "reasoning_content";
+    strict: unknown fields are refused."""
 
     def __init__(
-        self, service: Service, admin: AdminBackend, process: str = "http", reasoning_field: str = "reasoning"
+        self,
+        service: Service,
+        admin: AdminBackend,
+        process: str = "http",
+        reasoning_field: str = "reasoning",
+        strict: bool = False,
     ) -> None:
         self._service = service
         self._admin = admin
         self._process = process
-        self._completions = CompletionAnswering(service)
-        self._chats = ChatAnswering(service, reasoning_field)
+        self._completions = CompletionAnswering(service, strict)
+        self._chats = ChatAnswering(service, reasoning_field, strict)
+        self._strict = strict
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -96,20 +103,21 @@ class HttpFace:
         if (body.prompt is None) == (body.messages is None):
             found = "missing" if body.prompt is None else "found one beside messages"
             raise ApiError(Code.INVALID_ARGUMENT, f"prompt: {found}, expected either prompt or messages", "prompt")
+        headers = check_fields(body, self._strict)
         if body.prompt is None:
-            body.refuse_unbuilt()
             ids = await self._service.chat_prompt(chat_call(body))
         else:
             ids = await self._service.tokenize(body.prompt, body.add_special_tokens is not False, "prompt")
         return JSONResponse(
             {"count": len(ids), "max_model_len": self._service.limits.max_model_len, "tokens": ids},
-            headers=note_ignored(body),
+            headers=headers,
         )
 
     async def detokenize(self, request: Request) -> Response:
         body = parse(DetokenizeBody, await _body(request))
         self._check_model(body.model)
-        return JSONResponse({"prompt": await self._service.detokenize(body.tokens)}, headers=note_ignored(body))
+        headers = check_fields(body, self._strict)
+        return JSONResponse({"prompt": await self._service.detokenize(body.tokens)}, headers=headers)
 
     def _check_model(self, name: str | None) -> None:
         served = self._service.info.name
@@ -133,9 +141,15 @@ def build_app(
     origins: tuple[str, ...] = (),
     process: str = "http",
     reasoning_field: str = "reasoning",
+    strict: bool = False,
 ) -> ASGIApp:
-    """The ASGI app over a service. origins: of web pages that may call; process: this process's name in metrics."""
-    return with_edge(HttpFace(service, admin, process, reasoning_field).app(), origins)
+    """The ASGI app over a service.
+
+    origins: of web pages that may call
+    process: this process's name in metrics
+    strict: fields of a body that nobody knows are refused
+    """
+    return with_edge(HttpFace(service, admin, process, reasoning_field, strict).app(), origins)
 
 
 async def _timely(request: Request, pause: float) -> AsyncIterator[bytes]:

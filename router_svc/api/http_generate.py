@@ -22,24 +22,26 @@ from router_svc.api.silent import SilentChunks
 from router_svc.request import Code
 
 log = logging.getLogger(__name__)
-_MAX_PROMPTS = 64
 Parts = AsyncGenerator[tuple[int, Chunk], None]  # (prompt number, chunk with its choice's number in the answer)
 
 
 class CompletionAnswering:
     """POST /v1/completions."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, strict: bool) -> None:
+        """strict: fields outside the table are refused."""
         self._service = service
+        self._strict = strict
 
     async def answer(self, request: Request, body: CompletionBody) -> Response:
-        body.refuse_unbuilt()
+        headers = check_fields(body, self._strict)
         prompts = body.prompts()
-        if len(prompts) > _MAX_PROMPTS:
-            raise invalid("prompt", f"{len(prompts)} prompts", f"at most {_MAX_PROMPTS}")
+        most = self._service.limits.max_batch
+        if len(prompts) > most:
+            raise invalid("prompt", f"{len(prompts)} prompts", f"at most {most}")
         answer = _new_answer("text", self._service, body, body.logprobs is not None)
-        fields = body.sampling(body.max_tokens, body.logprobs)
-        choices = fields.n or 1
+        fields = body.sampling()
+        choices = body.n or 1
         calls = [
             GenerateCall(
                 prompt=prompt,
@@ -48,6 +50,8 @@ class CompletionAnswering:
                 priority=body.priority or 0,
                 add_special_tokens=True if body.add_special_tokens is None else body.add_special_tokens,
                 prompt_logprobs=body.logprobs if body.echo and body.logprobs is not None else None,
+                scores=body.scores,
+                names=body.names(),
             )
             for i, prompt in enumerate(prompts)
         ]
@@ -57,39 +61,43 @@ class CompletionAnswering:
                 text = prompt if isinstance(prompt, str) else await self._service.detokenize(prompt)
                 echoes |= {i * choices + c: text for c in range(choices)}
         parts = _several([self._service.generate(call) for call in calls], choices)
-        return await _respond(request, body, answer, parts, echoes)
+        return await _respond(request, body, answer, parts, echoes, headers)
 
 
 class ChatAnswering:
     """POST /v1/chat/completions."""
 
-    def __init__(self, service: Service, reasoning_field: str) -> None:
+    def __init__(self, service: Service, reasoning_field: str, strict: bool) -> None:
+        """strict: fields outside the table are refused."""
         self._service = service
+        self._strict = strict
         self._reasoning_field = reasoning_field
 
     async def answer(self, request: Request, body: ChatBody) -> Response:
-        body.refuse_unbuilt()
+        headers = check_fields(body, self._strict)
         answer = _new_answer("chat", self._service, body, bool(body.logprobs))
         answer.reasoning_field = self._reasoning_field
         call = chat_call(body, answer.request_id)
         parts = _several([self._service.chat(call)], 1)
         if body.include_reasoning is False:
             parts = _without_reasoning(parts)
-        return await _respond(request, body, answer, parts, {})
+        return await _respond(request, body, answer, parts, {}, headers)
 
 
 def chat_call(body: ChatBody, request_id: str = "") -> ChatCall:
     """The body as the service takes it."""
     thinking, options = body.thinking()
-    limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     return ChatCall(
         messages=body.turns(),
-        sampling=body.sampling(limit, (body.top_logprobs or 0) if body.logprobs else None),
+        sampling=body.sampling(),
         enable_thinking=thinking,
         template_options=options,
         add_special_tokens=bool(body.add_special_tokens),
+        continues=bool(body.continue_final_message),
+        opens=body.add_generation_prompt is not False,
         request_id=request_id,
         priority=body.priority or 0,
+        names=body.names(),
     )
 
 
@@ -151,15 +159,21 @@ async def _several(streams: list[AsyncGenerator[Chunk, None]], choices: int) -> 
 
 
 async def _respond(
-    request: Request, body: SamplingBody, answer: Answer, parts: Parts, echoes: dict[int, str]
+    request: Request,
+    body: SamplingBody,
+    answer: Answer,
+    parts: Parts,
+    echoes: dict[int, str],
+    headers: dict[str, str],
 ) -> Response:
     if request.headers.get("last-event-id"):
         raise ApiError(
             Code.INVALID_ARGUMENT, "Last-Event-ID: found one, expected none: resuming is not available in this version"
         )
-    headers = note_ignored(body)
     if body.stream:
-        usage = bool(body.stream_options and body.stream_options.include_usage)
+        options = body.stream_options
+        usage = bool(options and options.include_usage)
+        answer.counts = bool(options and options.continuous_usage_stats)
         return EventStream(_events(parts, answer, echoes, usage), headers)
     collected = await unless_gone(request.receive, _all(parts))
     return JSONResponse(answer.whole(collected, echoes), headers=headers)
@@ -183,12 +197,18 @@ async def _all(parts: Parts) -> list[tuple[int, Chunk]]:
         return [part async for part in parts]
 
 
-def note_ignored(body: Body) -> dict[str, str]:
-    """Name unknown fields in one warning, in the log and to the client."""
-    ignored = body.ignored()
-    if not ignored:
+def check_fields(body: Body, strict: bool) -> dict[str, str]:
+    """Raise ApiError for fields that are not served; name unknown ones in a warning, in the log and to the client.
+
+    strict: unknown ones are refused as well.
+    """
+    body.refuse_unserved()
+    unknown = body.unknown()
+    if not unknown:
         return {}
+    if strict:
+        raise invalid(unknown[0], "an unknown field", "none (--strict-fields)")
     # The names are the caller's: only what a header line can hold, and no more than clients read.
-    names = re.sub(r'[^ -~]|["\\]', "?", shortened(", ".join(ignored)))
+    names = re.sub(r'[^ -~]|["\\]', "?", shortened(", ".join(unknown)))
     log.warning("ignored unknown fields: %s", names)
     return {"warning": f'299 tokenyard "ignored unknown fields: {names}"'}

@@ -4,26 +4,26 @@ Each error names the field, what was found and what is allowed.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from hashlib import blake2b
+from typing import Any
 
-from router_svc.api.calls import ApiError, SamplingFields, invalid
+from router_svc.api.calls import ApiError, context_exceeded, invalid
 from router_svc.models.generation import GenerationDefaults
-from router_svc.request import Code, Sampling
+from router_svc.request import Code
+from router_svc.sampling import PARAMETERS, Parameter, Sampling
 
 _INT64 = 2**63
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
-    """max_model_len: prompt and output together, in tokens; the others bound single fields."""
+    """max_model_len: prompt and output together, in tokens; the others bound fields of a call."""
 
     max_model_len: int
     vocab_size: int
-    max_n: int = 64
-    max_logprobs: int = 20
-    max_stop_strings: int = 16
-    max_stop_length: int = 1024  # characters
+    max_batch: int = 64  # prompts of one call
     max_request_id: int = 256  # characters
     max_timeout: float = 86400.0  # s
 
@@ -38,9 +38,8 @@ def check_prompt(ids: list[int] | tuple[int, ...], limits: ServiceLimits, param:
     if not ids:
         raise invalid(param, "an empty prompt", "at least one token")
     if len(ids) >= limits.max_model_len:
-        raise invalid(
-            param, f"{len(ids)} tokens", f"at most {limits.max_model_len - 1} (max_model_len {limits.max_model_len})"
-        )
+        most = f"at most {limits.max_model_len - 1} and one to generate"
+        raise context_exceeded(param, f"{len(ids)} tokens", most, limits.max_model_len)
     for token in ids:
         if not 0 <= token < limits.vocab_size:
             raise invalid(param, f"token id {token}", f"ids from 0 to {limits.vocab_size - 1}")
@@ -49,7 +48,7 @@ def check_prompt(ids: list[int] | tuple[int, ...], limits: ServiceLimits, param:
 def check_size(size: int, unit: str, limits: ServiceLimits, param: str) -> None:
     """Raise ApiError for a text or list of ids so long that reading it would only cost time."""
     if size > limits.max_text:
-        raise invalid(param, f"{size} {unit}", f"at most {limits.max_text} (max_model_len {limits.max_model_len})")
+        raise context_exceeded(param, f"{size} {unit}", f"at most {limits.max_text}", limits.max_model_len)
 
 
 def check_call(request_id: str, priority: int, timeout: float | None, limits: ServiceLimits) -> None:
@@ -64,93 +63,100 @@ def check_call(request_id: str, priority: int, timeout: float | None, limits: Se
         raise invalid("timeout", f"{timeout:g}", f"above 0 and at most {limits.max_timeout:g} seconds")
 
 
+def check_sampling(given: Mapping[str, Any], limits: ServiceLimits, names: Mapping[str, str]) -> None:
+    """Raise ApiError, with the caller's name for the field, unless every parameter is in its range."""
+    for parameter in PARAMETERS:
+        value: Any = given.get(parameter.name)
+        if value is not None:
+            _CHECKS[parameter.kind](parameter, names.get(parameter.name, parameter.name), value, limits)
+
+
 def resolve_sampling(
-    fields: SamplingFields,
+    given: Mapping[str, Any],
     defaults: GenerationDefaults,
     limits: ServiceLimits,
     prompt_len: int,
     seed_text: str,
-    prompt_logprobs: int | None = None,
+    names: Mapping[str, str],
+    **made: Any,
 ) -> Sampling:
-    """Check every field and fill the unset ones. seed_text: what an unset seed is derived from (key and request id)."""
-    _check_fields(fields, limits)
+    """Fill what is unset in checked parameters.
+
+    seed_text: what an unset seed is derived from (key and request id)
+    made: the fields of Sampling that are no parameters
+    """
     room = limits.max_model_len - prompt_len
-    wanted = room if fields.max_tokens is None else fields.max_tokens
-    if wanted > room:
-        raise invalid(
-            "max_tokens",
-            f"{prompt_len} prompt tokens + {wanted}",
-            f"at most {limits.max_model_len} together (max_model_len)",
-        )
-    seed = _derived_seed(seed_text) if fields.seed is None else fields.seed
-    return Sampling(
-        max_tokens=wanted,
-        seed=seed,
-        temperature=_or(fields.temperature, defaults.temperature),
-        top_p=_or(fields.top_p, defaults.top_p),
-        top_k=max(int(_or(fields.top_k, defaults.top_k)), 0),
-        min_p=_or(fields.min_p, defaults.min_p),
-        repetition_penalty=_or(fields.repetition_penalty, defaults.repetition_penalty),
-        presence_penalty=_or(fields.presence_penalty, 0.0),
-        frequency_penalty=_or(fields.frequency_penalty, 0.0),
-        logit_bias=fields.logit_bias,
-        stop_token_ids=fields.stop_token_ids,
-        eos_token_ids=defaults.eos_token_ids,
-        ignore_eos=fields.ignore_eos,
-        logprobs=fields.logprobs,
-        prompt_logprobs=prompt_logprobs,
-    )
+    values = {p.name: p.default for p in PARAMETERS} | {"max_tokens": room}
+    values |= {f.name: getattr(defaults, f.name) for f in fields(defaults)}
+    values |= {name: _frozen(value) for name, value in given.items() if value is not None}
+    for name in ("max_tokens", "min_tokens"):
+        if values[name] > room:
+            found = f"{values[name]} beside {prompt_len} prompt tokens"
+            raise context_exceeded(names.get(name, name), found, f"at most {room}", limits.max_model_len)
+    if values["min_tokens"] > values["max_tokens"]:
+        most = f"at most {names.get('max_tokens', 'max_tokens')} ({values['max_tokens']})"
+        raise invalid(names.get("min_tokens", "min_tokens"), str(values["min_tokens"]), most)
+    if values["seed"] is None:
+        values["seed"] = _derived_seed(seed_text)
+    values["top_k"] = max(int(values["top_k"]), 0)
+    return Sampling(**values, **made)
 
 
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return tuple(value.items())
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def _derived_seed(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def _check_fields(f: SamplingFields, limits: ServiceLimits) -> None:
-    _check_number("temperature", f.temperature, 0.0, 100.0)
-    _check_number("top_p", f.top_p, 0.0, 1.0, open_low=True)
-    _check_number("min_p", f.min_p, 0.0, 1.0)
-    _check_number("repetition_penalty", f.repetition_penalty, 0.0, 10.0, open_low=True)
-    _check_number("presence_penalty", f.presence_penalty, -2.0, 2.0)
-    _check_number("frequency_penalty", f.frequency_penalty, -2.0, 2.0)
-    _check_number("max_tokens", f.max_tokens, 1, 2**31 - 1)
-    _check_number("top_k", f.top_k, -1, 2**31 - 1)
-    _check_number("n", f.n, 1, limits.max_n)
-    _check_number("logprobs", f.logprobs, 0, limits.max_logprobs)
-    if f.seed is not None and not -_INT64 <= f.seed < _INT64:
-        raise invalid("seed", str(f.seed), "a 64-bit whole number")
-    if len(f.stop) > limits.max_stop_strings:
-        raise invalid("stop", f"{len(f.stop)} strings", f"at most {limits.max_stop_strings}")
-    for stop in f.stop:
-        if not 0 < len(stop) <= limits.max_stop_length:
-            raise invalid("stop", f"a string of {len(stop)} characters", f"1 to {limits.max_stop_length}")
-    _check_ids("stop_token_ids", f.stop_token_ids, limits)
-    _check_ids("logit_bias", tuple(token for token, _ in f.logit_bias), limits)
-    for token, bias in f.logit_bias:
-        _check_number(f"logit_bias[{token}]", bias, -100.0, 100.0)
-
-
-def _check_number(name: str, value: float | None, low: float, high: float, open_low: bool = False) -> None:
-    if value is None:
-        return
-    if math.isnan(value) or value > high or value < low or (open_low and value == low):
-        least, most = _shown(low), _shown(high)
-        bounds = f"above {least} and at most {most}" if open_low else f"from {least} to {most}"
+def _check_number(p: Parameter, name: str, value: float, limits: ServiceLimits) -> None:
+    assert p.low is not None
+    assert p.high is not None
+    if math.isnan(value) or value > p.high or value < p.low or (p.open_low and value == p.low):
+        least, most = _shown(p.low), _shown(p.high)
+        bounds = f"above {least} and at most {most}" if p.open_low else f"from {least} to {most}"
         raise invalid(name, _shown(value), f"a number {bounds}")
+
+
+def _check_strings(p: Parameter, name: str, value: Sequence[str], limits: ServiceLimits) -> None:
+    assert p.most is not None
+    assert p.longest is not None
+    if len(value) > p.most:
+        raise invalid(name, f"{len(value)} strings", f"at most {p.most}")
+    for text in value:
+        if not 0 < len(text) <= p.longest:
+            raise invalid(name, f"a string of {len(text)} characters", f"1 to {p.longest}")
+
+
+def _check_ids(p: Parameter, name: str, value: Collection[int], limits: ServiceLimits) -> None:
+    if len(value) < p.least:
+        raise invalid(name, f"{len(value)} ids", f"at least {p.least}")
+    for token in value:
+        if not 0 <= token < limits.vocab_size:
+            raise invalid(name, f"token id {token}", f"ids from 0 to {limits.vocab_size - 1}")
+
+
+def _check_biases(p: Parameter, name: str, value: Mapping[int, float], limits: ServiceLimits) -> None:
+    _check_ids(p, name, value, limits)
+    for token, bias in value.items():
+        _check_number(p, f"{name}[{token}]", bias, limits)
 
 
 def _shown(value: float) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _check_ids(name: str, ids: tuple[int, ...], limits: ServiceLimits) -> None:
-    for token in ids:
-        if not 0 <= token < limits.vocab_size:
-            raise invalid(name, f"token id {token}", f"ids from 0 to {limits.vocab_size - 1}")
+_CHECKS: dict[str, Callable[[Parameter, str, Any, ServiceLimits], None]] = {
+    "int": _check_number,
+    "float": _check_number,
+    "bool": lambda p, name, value, limits: None,
+    "strings": _check_strings,
+    "ids": _check_ids,
+    "biases": _check_biases,
+}
 
 
 def retry_hint(state: str) -> float | None:

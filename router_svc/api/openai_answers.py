@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from router_svc.api.calls import ApiError, Chunk, NamedLogprob
@@ -16,6 +17,7 @@ STATUS = {
     Code.ABORTED: 409,
     Code.INTERNAL: 500,
 }
+_WORDS = {499: "cancelled"}  # which http has no words for
 _KINDS = {
     400: "invalid_request_error",
     404: "not_found_error",
@@ -24,14 +26,15 @@ _KINDS = {
 }
 
 
-def error_object(message: str, status: int, param: str | None = None) -> dict[str, Any]:
-    """OpenAI's error object."""
-    return {"error": {"message": message, "type": _KINDS.get(status, "api_error"), "param": param, "code": status}}
+def error_object(message: str, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """OpenAI's error object. code: a word for programs; None: the status as one."""
+    code = code or _WORDS.get(status) or HTTPStatus(status).phrase.lower().replace(" ", "_")
+    return {"error": {"message": message, "type": _KINDS.get(status, "api_error"), "param": param, "code": code}}
 
 
 def api_error_object(error: ApiError) -> dict[str, Any]:
     """The same for a service's error."""
-    return error_object(error.message, STATUS[error.code], error.param)
+    return error_object(error.message, STATUS[error.code], error.param, error.reason or error.code.value.lower())
 
 
 @dataclass(slots=True)
@@ -49,6 +52,7 @@ class Answer:
     prompt_tokens: dict[int, int] = field(default_factory=dict)
     completion_tokens: int = 0
     cached_tokens: dict[int, int] = field(default_factory=dict)  # by prompt
+    counts: bool = False  # every event of a stream says the tokens so far
     reasoning_tokens: int = 0
 
     def event(self, chunk: Chunk, prompt: int = 0, echo: str = "") -> dict[str, Any]:
@@ -78,7 +82,8 @@ class Answer:
                 choice["prompt_token_ids"] = list(chunk.prompt_token_ids)
         first = not self.started
         self.started.add(chunk.choice)
-        return self._frame([choice], stream=True) | (self._prompt_ids(chunk) if first else {})
+        usage = {"usage": self._usage()} if self.counts else {}
+        return self._frame([choice], stream=True) | usage | (self._prompt_ids(chunk) if first else {})
 
     def usage_event(self) -> dict[str, Any]:
         """The event that ends a stream with include_usage."""
@@ -112,8 +117,9 @@ class Answer:
 
     def _account(self, chunk: Chunk, prompt: int) -> None:
         self.completion_tokens += len(chunk.token_ids)
+        if chunk.prompt_token_ids:
+            self.prompt_tokens[prompt] = len(chunk.prompt_token_ids)
         if chunk.usage is not None:
-            self.prompt_tokens[prompt] = chunk.usage.prompt_tokens
             self.reasoning_tokens += chunk.usage.reasoning_tokens
             # Choices of one prompt share what was cached of it; prompts do not.
             self.cached_tokens[prompt] = max(self.cached_tokens.get(prompt, 0), chunk.usage.cached_tokens)

@@ -3,127 +3,134 @@
 Knows no limits of the model; bounds are checked in `limits`.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
-from router_svc.api.calls import ApiError, ChatMessage, SamplingFields, invalid, template_options
+from router_svc.api.calls import ApiError, ChatMessage, invalid, template_options
+from router_svc.api.openai_fields import NO_EFFECT, REFUSED_OF_CHATS, REFUSED_OF_COMPLETIONS, Refused
 from router_svc.request import Code
+from router_svc.sampling import PARAMETERS, Kind
 
 _DIGITS = 10  # of a token id
 
 
+def _whole(value: Any) -> Any:
+    """16.0 is 16, as JSON has it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+_TYPES: dict[Kind, Any] = {
+    "int": Whole,
+    "float": float,
+    "bool": bool,
+    "strings": str | list[str],
+    "ids": list[Whole],
+    "biases": dict[str, float],
+}
+
+
 class Body(BaseModel):
-    """Strict types (a whole number may stand for a float), unknown fields allowed and named by `ignored`."""
+    """Strict types (a whole number may stand for a float and 16.0 for 16), unknown fields allowed and kept by name."""
 
     model_config = ConfigDict(strict=True, extra="allow")
+    refused: ClassVar[Mapping[str, Refused]] = {}
 
-    def ignored(self) -> list[str]:
-        """Unknown fields that came with a value, those of the bodies inside as messages.name."""
-        found = {name for name, value in (self.model_extra or {}).items() if value is not None}
+    def refuse_unserved(self) -> None:
+        """Raise ApiError for a field that would change the output and is not served."""
+        for name, value in (self.model_extra or {}).items():
+            if name in self.refused:
+                self.refused[name].check(name, value)
+
+    def unknown(self) -> list[str]:
+        """Fields that came with a value and that nobody knows, those of the bodies inside as messages.name."""
+        known = NO_EFFECT | self.refused.keys()
+        found = {name for name, value in (self.model_extra or {}).items() if value is not None and name not in known}
         for name in type(self).model_fields:
             value = getattr(self, name)
             for inner in value if isinstance(value, list) else [value]:
                 if isinstance(inner, Body):
-                    found |= {f"{name}.{unknown}" for unknown in inner.ignored()}
+                    found |= {f"{name}.{unknown}" for unknown in inner.unknown()}
         return sorted(found)
 
 
 class StreamOptions(Body):
-    """What a stream tells beside its chunks."""
+    """What a stream says beside its chunks: at its end, or in each event, the tokens so far."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+B = TypeVar("B", bound="SamplingBody")
+
+
+def takes_parameters(kind: type[B]) -> type[B]:
+    """Give a body every sampling parameter that it does not declare itself."""
+    fields: dict[str, Any] = {
+        p.name: (_TYPES[p.kind] | None, None) for p in PARAMETERS if p.name not in kind.model_fields
+    }
+    made: type[B] = create_model(
+        kind.__name__, __base__=kind, __module__=kind.__module__, __doc__=kind.__doc__, **fields
+    )
+    return made
 
 
 class SamplingBody(Body):
-    """Fields that completions and chats share. user, metadata and store are accepted and have no effect."""
+    """Fields that completions and chats share, beside the sampling parameters."""
 
     model: str | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
-    priority: int | None = None
+    priority: Whole | None = None
     request_id: str | None = None
-    tools: list[Any] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
-    functions: list[Any] | None = None
-    resume_from: int | None = None
 
-    def refuse_unbuilt(self) -> None:
-        """Raise ApiError for what this version does not do."""
-        for name in ("tools", "functions"):
-            if getattr(self, name):
-                raise invalid(
-                    name, f"{len(getattr(self, name))} of them", f"unset: {name} are not available in this version"
-                )
-        if self.tool_choice not in (None, "none", "auto"):
-            raise invalid("tool_choice", repr(self.tool_choice), "none: tools are not available in this version")
-        kind = (self.response_format or {}).get("type", "text")
-        if kind != "text":
-            raise invalid(
-                "response_format", f"type {kind!r}", "type 'text': structured output is not available in this version"
-            )
-        if self.resume_from is not None:
-            raise invalid("resume_from", str(self.resume_from), "unset: resuming is not available in this version")
+    def refuse_unserved(self) -> None:
+        super().refuse_unserved()
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options", "options", "stream true beside them")
 
-    def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingFields:
-        """The fields as the service takes them."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return SamplingFields(
-            max_tokens=max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            seed=self.seed,
-            stop=tuple(stop),
-            stop_token_ids=tuple(self.stop_token_ids or ()),
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            ignore_eos=bool(self.ignore_eos),
-            logprobs=logprobs,
-            n=self.n,
-            logit_bias=_biases(self.logit_bias or {}),
-        )
+    def sampling(self) -> dict[str, Any]:
+        """The parameters that the call sets, as the service takes them."""
+        given = {p.name: getattr(self, p.name) for p in PARAMETERS if getattr(self, p.name) is not None}
+        for p in PARAMETERS:
+            if p.kind == "strings" and isinstance(given.get(p.name), str):
+                given[p.name] = [given[p.name]]
+            if p.kind == "biases" and p.name in given:
+                given[p.name] = _biases(p.name, given[p.name])
+        return given
+
+    def names(self) -> dict[str, str]:
+        """What the caller calls parameters that have another name here."""
+        return {}
 
 
+@takes_parameters
 class CompletionBody(SamplingBody):
     """POST /v1/completions."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
-    logprobs: int | None = None
+    refused = REFUSED_OF_COMPLETIONS
+    prompt: str | list[Whole] | list[str] | list[list[Whole]]
+    max_tokens: Whole | None = None
+    logprobs: Whole | None = None
+    n: Whole | None = None
     echo: bool | None = None
-    best_of: int | None = None
-    suffix: str | None = None
+    best_of: Whole | None = None
 
-    def refuse_unbuilt(self) -> None:
-        super().refuse_unbuilt()
+    def refuse_unserved(self) -> None:
+        super().refuse_unserved()
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise invalid("best_of", str(self.best_of), "unset: best_of is not available")
-        if self.suffix:
-            raise invalid("suffix", "a suffix", "unset: suffix is not available")
+            raise invalid("best_of", str(self.best_of), "none: not available in this version")
+        if self.echo and self.sampling().get("truncate_prompt_tokens") is not None:
+            raise invalid("echo", "true", "false beside truncate_prompt_tokens")
+
+    @property
+    def scores(self) -> bool:
+        """Whether only the prompt's log-probabilities are wanted: no token is generated."""
+        return bool(self.echo) and self.max_tokens == 0
 
     def prompts(self) -> list[str | tuple[int, ...]]:
         """The prompts, one or several."""
@@ -144,21 +151,40 @@ class MessageBody(Body):
     tool_calls: list[Any] | None = None
 
 
+@takes_parameters
 class ChatBody(SamplingBody):
     """POST /v1/chat/completions."""
 
+    refused = REFUSED_OF_CHATS
     messages: list[MessageBody]
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Whole | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Whole | None = None
+    documents: list[dict[str, str]] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     include_reasoning: bool | None = None
 
-    def refuse_unbuilt(self) -> None:
-        super().refuse_unbuilt()
-        if self.top_logprobs is not None and not self.logprobs:
+    def refuse_unserved(self) -> None:
+        super().refuse_unserved()
+        if self.top_logprobs and not self.logprobs:
             raise invalid("top_logprobs", str(self.top_logprobs), "logprobs true beside it")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise invalid("add_generation_prompt", "true", "false beside continue_final_message")
+
+    def sampling(self) -> dict[str, Any]:
+        given = super().sampling()
+        if self.max_completion_tokens is not None:
+            given["max_tokens"] = self.max_completion_tokens
+        given["logprobs"] = (self.top_logprobs or 0) if self.logprobs else None
+        return given
+
+    def names(self) -> dict[str, str]:
+        found = {"logprobs": "top_logprobs"}
+        return found if self.max_completion_tokens is None else found | {"max_tokens": "max_completion_tokens"}
 
     def turns(self) -> tuple[ChatMessage, ...]:
         """The messages with their content as plain text."""
@@ -167,6 +193,10 @@ class ChatBody(SamplingBody):
     def thinking(self) -> tuple[bool | None, dict[str, Any]]:
         """(enable_thinking or None, the other template options)."""
         thinking, options = template_options(self.chat_template_kwargs or {})
+        if thinking is None:
+            thinking = self.enable_thinking
+        if self.documents is not None:
+            options.setdefault("documents", self.documents)
         if self.reasoning_effort is not None:
             if self.reasoning_effort == "none" and thinking is None:
                 thinking = False
@@ -185,7 +215,7 @@ class DetokenizeBody(Body):
     """POST /detokenize."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: list[Whole]
 
 
 def parse(kind: type[Body], raw: bytes) -> Any:
@@ -223,8 +253,8 @@ def _flat(message: MessageBody, number: int) -> str:
     return "".join(parts)
 
 
-def _biases(table: dict[str, float]) -> tuple[tuple[int, float], ...]:
+def _biases(name: str, table: dict[str, float]) -> dict[int, float]:
     for token in table:
         if not (token.isascii() and token.isdecimal() and len(token) <= _DIGITS):
-            raise invalid("logit_bias", f"key {token!r}", "token ids")
-    return tuple((int(token), bias) for token, bias in table.items())
+            raise invalid(name, f"key {token!r}", "token ids")
+    return {int(token): bias for token, bias in table.items()}

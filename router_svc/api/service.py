@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from array import array
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -14,11 +14,20 @@ from router_svc.api.calls import ApiError, ChatCall, Chunk, GenerateCall, ModelI
 from router_svc.api.choice import ChoiceOutput
 from router_svc.api.drain import OpenRequests
 from router_svc.api.engines import EngineClient, EventStream, StreamFailed
-from router_svc.api.limits import ServiceLimits, check_call, check_prompt, check_size, not_ready, resolve_sampling
+from router_svc.api.limits import (
+    ServiceLimits,
+    check_call,
+    check_prompt,
+    check_sampling,
+    check_size,
+    not_ready,
+    resolve_sampling,
+)
 from router_svc.api.metrics import IngressMetrics
 from router_svc.models.generation import GenerationDefaults, load_generation_defaults
 from router_svc.models.spec import ModelSpec
-from router_svc.request import Code, EngineRequest, Sampling
+from router_svc.request import Code, EngineRequest
+from router_svc.sampling import Sampling
 from router_svc.text.chat import ChatTemplate, load_chat_template
 from router_svc.text.reasoning import make_parser, parser_name
 from router_svc.text.tokenizer import Tokenizer
@@ -115,13 +124,15 @@ class Service:
             if message.role not in ROLES:
                 raise invalid(f"messages[{i}].role", repr(message.role), " or ".join(ROLES))
             role = "system" if message.role == "developer" else message.role
-            messages.append({"role": role, "content": message.content})
+            messages.append({**message.extra, "role": role, "content": message.content})
         options = dict(call.template_options)
+        if call.continues or not call.opens:
+            options["add_generation_prompt"] = False
         if call.enable_thinking is not None:
             options["enable_thinking"] = call.enable_thinking
         template = self.text.template
         try:  # a template is a stranger's program, and may take its time over the shortest message
-            return await self._beside(lambda: template.render(messages, options))
+            return await self._beside(lambda: template.render(messages, options, call.continues))
         except ValueError as error:
             raise ApiError(Code.INVALID_ARGUMENT, f"messages: {error}", "messages") from None
 
@@ -142,6 +153,7 @@ class Service:
             timeout=call.timeout,
             add_special_tokens=call.add_special_tokens,
             api_key=call.api_key,
+            names={**call.names, "prompt": "messages"},
         )
 
     async def _run(self, given: GenerateCall | ChatCall, chat: ChatCall | None) -> AsyncGenerator[Chunk, None]:
@@ -153,14 +165,16 @@ class Service:
         try:
             with self._requests.holding(stream):
                 async for chunk in _chunks(stream, outputs, request):
-                    watch.chunk(chunk)
-                    yield chunk
+                    spoken = _unspoken(chunk) if call.scores else chunk
+                    watch.chunk(spoken)
+                    yield spoken
         finally:
             stream.cancel()
             watch.end()
 
     def _output(self, call: GenerateCall, chat: ChatCall | None, request: EngineRequest) -> ChoiceOutput:
         """What turns one choice's tokens into text."""
+        sampling = request.sampling
         parser = None
         if chat is not None:
             assert isinstance(call.prompt, str), "a template renders text"
@@ -169,28 +183,38 @@ class Service:
         return ChoiceOutput(
             self.text.tokenizer,
             request.prompt_ids,
-            call.sampling.stop,
+            sampling.stop,
             parser,
-            request.sampling.eos_token_ids,
-            request.sampling.stop_token_ids,
+            sampling.eos_token_ids,
+            sampling.stop_token_ids,
             echoes=call.prompt_logprobs is not None,
+            include_stop=sampling.include_stop_str_in_output,
+            skip_special=sampling.skip_special_tokens,
+            min_tokens=sampling.min_tokens,
         )
 
     async def _admit(self, call: GenerateCall, chat: bool) -> EngineRequest:
         """Check everything and give ids and resolved sampling."""
         check_call(call.request_id, call.priority, call.timeout, self.limits)
-        ids, param = call.prompt, "messages" if chat else "prompt"
+        given = call.sampling
+        if call.scores:  # the engine has no run without a token; `_unspoken` takes it back
+            given = {**given, "max_tokens": 1, "min_tokens": None}
+        check_sampling(given, self.limits, call.names)
+        ids, param = call.prompt, call.names.get("prompt", "prompt")
         if isinstance(ids, str):
             ids = tuple(await self.tokenize(ids, call.add_special_tokens, param))
+        ids = self._truncated(ids, call)
         check_prompt(ids, self.limits, param)
         request_id = call.request_id or f"req-{secrets.token_hex(12)}"
         sampling = resolve_sampling(
-            call.sampling,
+            given,
             self.text.defaults,
             self.limits,
             len(ids),
             f"{call.api_key}\n{request_id}",
-            call.prompt_logprobs,
+            call.names,
+            bad_word_ids=self._bad_word_ids(given.get("bad_words") or ()),
+            prompt_logprobs=call.prompt_logprobs,
         )
         state, reason = self.state()
         if state != "ready":
@@ -199,12 +223,28 @@ class Service:
             request_id=_scoped(call.api_key, request_id),
             prompt_ids=ids,
             sampling=sampling,
-            n=call.sampling.n or 1,
             priority=call.priority,
             deadline=call.timeout,
             attempt=secrets.randbits(62),  # events of a cancelled call with the same id are not this one's
             body=_body_hash(ids, sampling, call, chat),
         )
+
+    def _truncated(self, ids: tuple[int, ...], call: GenerateCall) -> tuple[int, ...]:
+        """The prompt's end, where the call wants no more of it."""
+        keep = call.sampling.get("truncate_prompt_tokens")
+        if keep is None:
+            return ids
+        if keep == 0:
+            raise invalid("truncate_prompt_tokens", "0", "at least 1, or -1")
+        if keep < 0:
+            keep = max(self.limits.max_model_len - (call.sampling.get("max_tokens") or 1), 1)
+        return ids[-keep:]
+
+    def _bad_word_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The ids that spell each word at the beginning of a text and behind a space."""
+        encode = self.text.tokenizer.encode
+        spelled = [tuple(encode(space + (word.lstrip() or word), False)) for word in words for space in ("", " ")]
+        return tuple(dict.fromkeys(ids for ids in spelled if ids))
 
 
 def _scoped(api_key: str, request_id: str) -> str:
@@ -215,8 +255,16 @@ def _scoped(api_key: str, request_id: str) -> str:
 def _body_hash(ids: tuple[int, ...], sampling: Sampling, call: GenerateCall, chat: bool) -> str:
     """Of all that decides what the caller gets; deadlines do not, and shrink from one try to the next."""
     found = blake2b(array("q", ids), digest_size=16)
-    found.update(repr((sampling, call.sampling.n or 1, call.sampling.stop, call.priority, chat)).encode())
+    found.update(repr((sampling, call.priority, call.scores, chat)).encode())
     return found.hexdigest()
+
+
+def _unspoken(chunk: Chunk) -> Chunk:
+    """The chunk without the one token that was generated: only the prompt was wanted."""
+    usage = chunk.usage and replace(chunk.usage, completion_tokens=0, reasoning_tokens=0)
+    return replace(
+        chunk, text="", reasoning="", token_ids=(), logprobs=(), finish_reason="length", stop_reason=None, usage=usage
+    )
 
 
 async def _chunks(

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import grpc
 
@@ -24,6 +24,7 @@ from router_svc.client.results import (
 from router_svc.client.sync import as_dict
 from router_svc.proto import tokenyard_pb2 as pb
 from router_svc.proto import tokenyard_pb2_grpc as rpc
+from router_svc.sampling_arguments import SamplingArguments
 
 
 class AsyncClient:
@@ -50,7 +51,7 @@ class AsyncClient:
 
     async def generate(
         self, prompt: str | Sequence[int], *, request_id: str | None = None, priority: int = 0,
-        timeout: float | None = None, **sampling: Any,
+        timeout: float | None = None, **sampling: Unpack[SamplingArguments],
     ) -> list[Result]:  # fmt: skip
         """Complete a prompt; all choices."""
         request = generate_request(prompt, request_id, priority, timeout, sampling)
@@ -58,25 +59,25 @@ class AsyncClient:
 
     def generate_stream(
         self, prompt: str | Sequence[int], *, request_id: str | None = None, priority: int = 0,
-        timeout: float | None = None, **sampling: Any,
+        timeout: float | None = None, **sampling: Unpack[SamplingArguments],
     ) -> AsyncIterator[Delta]:  # fmt: skip
         """Complete a prompt as a stream; closing the iterator cancels the request."""
         request = generate_request(prompt, request_id, priority, timeout, sampling)
         return self._stream(lambda s: s.GenerateStream, request, delta)
 
     async def chat(
-        self, messages: str | Sequence[Mapping[str, str]], *, enable_thinking: bool | None = None,
+        self, messages: str | Sequence[Mapping[str, str | None]], *, enable_thinking: bool | None = None,
         template: Mapping[str, Any] | None = None, request_id: str | None = None, priority: int = 0,
-        timeout: float | None = None, **sampling: Any,
+        timeout: float | None = None, **sampling: Unpack[SamplingArguments],
     ) -> list[ChatResult]:  # fmt: skip
         """Answer messages; all choices."""
         request = chat_request(messages, enable_thinking, template, request_id, priority, timeout, sampling)
         return chat_results(await self._unary(lambda s: s.Chat, request))
 
     def chat_stream(
-        self, messages: str | Sequence[Mapping[str, str]], *, enable_thinking: bool | None = None,
+        self, messages: str | Sequence[Mapping[str, str | None]], *, enable_thinking: bool | None = None,
         template: Mapping[str, Any] | None = None, request_id: str | None = None, priority: int = 0,
-        timeout: float | None = None, **sampling: Any,
+        timeout: float | None = None, **sampling: Unpack[SamplingArguments],
     ) -> AsyncIterator[ChatDelta]:  # fmt: skip
         """Answer messages as a stream; closing the iterator cancels the request."""
         request = chat_request(messages, enable_thinking, template, request_id, priority, timeout, sampling)

@@ -9,8 +9,9 @@ from typing import Any
 import grpc
 
 from router_svc.proto import tokenyard_pb2 as pb
+from router_svc.sampling import PARAMETERS
+from router_svc.sampling_arguments import SamplingArguments
 
-_SAMPLING = {f.name for f in pb.Sampling.DESCRIPTOR.fields}
 _AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -37,7 +38,11 @@ class Retries:
 
 
 def generate_request(
-    prompt: str | Sequence[int], request_id: str | None, priority: int, timeout: float | None, sampling: dict[str, Any]
+    prompt: str | Sequence[int],
+    request_id: str | None,
+    priority: int,
+    timeout: float | None,
+    sampling: SamplingArguments,
 ) -> pb.GenerateRequest:
     """A completion of text or token ids."""
     request = pb.GenerateRequest(
@@ -53,19 +58,19 @@ def generate_request(
 
 
 def chat_request(
-    messages: str | Sequence[Mapping[str, str]],
+    messages: str | Sequence[Mapping[str, str | None]],
     enable_thinking: bool | None,
     template: Mapping[str, Any] | None,
     request_id: str | None,
     priority: int,
     timeout: float | None,
-    sampling: dict[str, Any],
+    sampling: SamplingArguments,
 ) -> pb.ChatRequest:
-    """A chat; a plain string is one user message."""
+    """A chat; a plain string is one user message; a turn without content counts as an empty one."""
     turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     request = pb.ChatRequest(
         request_id=request_id or f"req-{secrets.token_hex(12)}",
-        messages=[pb.ChatMessage(role=turn["role"], content=turn["content"]) for turn in turns],
+        messages=[pb.ChatMessage(role=turn["role"], content=turn.get("content")) for turn in turns],
         sampling=_sampling(sampling),
         priority=priority,
         chat_template_kwargs=json.dumps(dict(template)) if template else "",
@@ -77,11 +82,12 @@ def chat_request(
     return request
 
 
-def _sampling(values: dict[str, Any]) -> pb.Sampling:
-    unknown = sorted(set(values) - _SAMPLING)
-    if unknown:
-        raise TypeError(f"unknown sampling field {unknown[0]!r}, expected one of {', '.join(sorted(_SAMPLING))}")
-    given = {k: v for k, v in values.items() if v is not None}
-    if isinstance(given.get("stop"), str):
-        given["stop"] = [given["stop"]]
+def _sampling(values: SamplingArguments) -> pb.Sampling:
+    kinds = {p.name: p.kind for p in PARAMETERS}
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in kinds:
+            raise TypeError(f"unknown sampling parameter {name!r}, expected one of {', '.join(sorted(kinds))}")
+        if value is not None:
+            given[name] = [value] if kinds[name] == "strings" and isinstance(value, str) else value
     return pb.Sampling(**given)

@@ -10,19 +10,27 @@ from router_svc.proto import tokenyard_pb2 as pb
 
 
 class CallError(Exception):
-    """A call that failed. code: gRPC's name, such as INVALID_ARGUMENT; retry_after in seconds where the server hints."""
+    """A call that failed.
 
-    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
+    code: gRPC's name, such as INVALID_ARGUMENT
+    retry_after: in seconds, where the server hints
+    reason: a word for programs, where the server has one, such as context_length_exceeded
+    """
+
+    def __init__(self, code: str, message: str, retry_after: float | None = None, reason: str | None = None) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
         self.retry_after = retry_after
+        self.reason = reason
 
     @classmethod
     def of(cls, error: grpc.RpcError) -> "CallError":
         """From grpc's own error."""
-        hints = [v for k, v in (error.trailing_metadata() or ()) if k == "grpc-retry-pushback-ms"]
-        return cls(error.code().name, error.details() or "", float(hints[0]) / 1000 if hints else None)
+        trailers = dict(error.trailing_metadata() or ())
+        hint = trailers.get("grpc-retry-pushback-ms")
+        retry_after = None if hint is None else float(hint) / 1000
+        return cls(error.code().name, error.details() or "", retry_after, trailers.get("error-reason"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import grpc
 from google.protobuf.json_format import MessageToDict
@@ -24,12 +24,13 @@ from router_svc.client.results import (
 )
 from router_svc.proto import tokenyard_pb2 as pb
 from router_svc.proto import tokenyard_pb2_grpc as rpc
+from router_svc.sampling_arguments import SamplingArguments
 
 
 class Client:
     """Talks to one server, or to the first of several targets that answers. Thread-safe.
 
-    Sampling fields are keyword arguments with the proto's names (max_tokens, temperature, seed, …).
+    Sampling parameters are keyword arguments, those of SamplingArguments.
     Every call raises CallError.
     """
 
@@ -54,7 +55,7 @@ class Client:
 
     def generate(
         self, prompt: str | Sequence[int], *, request_id: str | None = None, priority: int = 0,
-        timeout: float | None = None, **sampling: Any,
+        timeout: float | None = None, **sampling: Unpack[SamplingArguments],
     ) -> list[Result]:  # fmt: skip
         """Complete a prompt; all choices."""
         request = generate_request(prompt, request_id, priority, timeout, sampling)
@@ -62,25 +63,25 @@ class Client:
 
     def generate_stream(
         self, prompt: str | Sequence[int], *, request_id: str | None = None, priority: int = 0,
-        timeout: float | None = None, **sampling: Any,
+        timeout: float | None = None, **sampling: Unpack[SamplingArguments],
     ) -> Iterator[Delta]:  # fmt: skip
         """Complete a prompt as a stream; closing the iterator cancels the request."""
         request = generate_request(prompt, request_id, priority, timeout, sampling)
         return self._stream(lambda s: s.GenerateStream, request, delta)
 
     def chat(
-        self, messages: str | Sequence[Mapping[str, str]], *, enable_thinking: bool | None = None,
+        self, messages: str | Sequence[Mapping[str, str | None]], *, enable_thinking: bool | None = None,
         template: Mapping[str, Any] | None = None, request_id: str | None = None, priority: int = 0,
-        timeout: float | None = None, **sampling: Any,
+        timeout: float | None = None, **sampling: Unpack[SamplingArguments],
     ) -> list[ChatResult]:  # fmt: skip
         """Answer messages; all choices."""
         request = chat_request(messages, enable_thinking, template, request_id, priority, timeout, sampling)
         return chat_results(self._unary(lambda s: s.Chat, request))
 
     def chat_stream(
-        self, messages: str | Sequence[Mapping[str, str]], *, enable_thinking: bool | None = None,
+        self, messages: str | Sequence[Mapping[str, str | None]], *, enable_thinking: bool | None = None,
         template: Mapping[str, Any] | None = None, request_id: str | None = None, priority: int = 0,
-        timeout: float | None = None, **sampling: Any,
+        timeout: float | None = None, **sampling: Unpack[SamplingArguments],
     ) -> Iterator[ChatDelta]:  # fmt: skip
         """Answer messages as a stream; closing the iterator cancels the request."""
         request = chat_request(messages, enable_thinking, template, request_id, priority, timeout, sampling)

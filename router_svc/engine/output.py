@@ -6,7 +6,7 @@ import torch
 
 from router_svc.engine.builder import logit_places
 from router_svc.engine.intake import Intake
-from router_svc.engine.sampler import Draw, Drawn, sample, token_logprob
+from router_svc.engine.sampler import NONE_LEFT, Draw, Drawn, sample, token_logprob
 from router_svc.engine.scheduler import Scheduler
 from router_svc.engine.sequence import Chunk, Sequence
 from router_svc.request import Code, EngineRequest, Event, FailedEvent, Timings, TokenEvent
@@ -61,6 +61,11 @@ class StepOutput:
         request = sequence.request
         if not self._intake.lives(request):
             return True
+        if drawn.token == NONE_LEFT:
+            self.fail(
+                request, Code.INVALID_ARGUMENT, f"the sampling parameters forbid every token at {sequence.generated}"
+            )
+            return True
         if drawn.token < 0:
             sequence.spoiled = True
             self.fail(request, Code.INTERNAL, "the model gave no finite logits")
@@ -92,7 +97,7 @@ class StepOutput:
 
     def _finish_reason(self, sequence: Sequence, token: int) -> str | None:
         sampling = sequence.request.sampling
-        if token in sampling.stop_token_ids or (not sampling.ignore_eos and token in sampling.eos_token_ids):
+        if token in sampling.end_ids:
             return "stop"
         if sequence.generated >= sampling.max_tokens or len(sequence.tokens) >= self._longest:
             return "length"

@@ -12,9 +12,11 @@ from hashlib import blake2b
 
 import torch
 
-from router_svc.request import Sampling, TokenLogprob
+from router_svc.request import TokenLogprob
+from router_svc.sampling import Sampling
 
 _GREEDY_BELOW = 1e-5  # temperatures under it draw the likeliest token; dividing by less overflows float32
+NO_NUMBERS, NONE_LEFT = -1, -2
 _LARGEST = 1e30  # of a penalised logit, so that no temperature takes it out of float32
 
 
@@ -31,7 +33,8 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """token: -1 when the row's logits were no numbers; logprob: where asked for, of the unmodified logits."""
+    """token: NO_NUMBERS when the row's logits were none, NONE_LEFT when the call's parameters forbid every token;
+    logprob: where asked for, of the unmodified logits."""
 
     token: int
     logprob: TokenLogprob | None = None
@@ -49,7 +52,7 @@ def sample(logits: torch.Tensor, draws: list[Draw]) -> list[Drawn]:
     sane = (best.isfinite()).tolist()  # max hands a NaN on
     greedy = tokens.tolist()
     return [
-        Drawn(-1) if not ok else Drawn(token) if _is_plain(draw.sampling) else _draw_one(row, draw)
+        Drawn(NO_NUMBERS) if not ok else Drawn(token) if _is_plain(draw.sampling) else _draw_one(row, draw)
         for ok, token, draw, row in zip(sane, greedy, draws, logits, strict=True)
     ]
 
@@ -64,13 +67,14 @@ def token_logprob(logprobs: torch.Tensor, token: int, count: int) -> TokenLogpro
 
 
 def _is_plain(s: Sampling) -> bool:
-    penalties = s.repetition_penalty != 1.0 or s.presence_penalty or s.frequency_penalty
-    return s.temperature < _GREEDY_BELOW and s.logprobs is None and not s.logit_bias and not penalties
+    return s.temperature < _GREEDY_BELOW and s.logprobs is None and not s.shapes
 
 
 def _draw_one(row: torch.Tensor, draw: Draw) -> Drawn:
     s = draw.sampling
-    shaped = _shaped(row, draw)
+    shaped = _shaped(row, draw) if s.shapes else row
+    if s.shapes and shaped.max() == float("-inf"):
+        return Drawn(NONE_LEFT)
     if s.temperature < _GREEDY_BELOW:
         token = int(shaped.argmax())
     else:
@@ -86,11 +90,9 @@ def _draw_one(row: torch.Tensor, draw: Draw) -> Drawn:
 
 
 def _shaped(row: torch.Tensor, draw: Draw) -> torch.Tensor:
-    """Logits after bias and penalties: repetition over prompt and output, presence and frequency over the output."""
+    """Logits after penalties (repetition over prompt and output, presence and frequency over the output), bias, and
+    what is forbidden, which is -inf."""
     s = draw.sampling
-    penalised = s.repetition_penalty != 1.0 or s.presence_penalty or s.frequency_penalty
-    if not penalised and not s.logit_bias:
-        return row
     row = row.clone()
     if s.repetition_penalty != 1.0:
         seen = torch.tensor(sorted(set(draw.tokens)), device=row.device)
@@ -103,7 +105,22 @@ def _shaped(row: torch.Tensor, draw: Draw) -> torch.Tensor:
         row[ids] -= s.frequency_penalty * counts + s.presence_penalty
     for token, bias in s.logit_bias:
         row[token] += bias
-    return row.clamp_(-_LARGEST, _LARGEST)
+    row.clamp_(-_LARGEST, _LARGEST)
+    forbidden = [token for token in _forbidden(draw) if token < len(row)]
+    if forbidden:
+        row[torch.tensor(forbidden, device=row.device)] = float("-inf")
+    return row
+
+
+def _forbidden(draw: Draw) -> list[int]:
+    """Ids that may not come next: what would end the choice too early, and what would complete a bad word."""
+    s = draw.sampling
+    forbidden = list(s.end_ids) if draw.index < s.min_tokens else []
+    for *before, last in s.bad_word_ids:
+        start = len(draw.tokens) - len(before)
+        if start >= draw.prompt_len and draw.tokens[start:] == before:
+            forbidden.append(last)
+    return forbidden
 
 
 def _kept(scaled: torch.Tensor, s: Sampling) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+from dataclasses import fields
 from typing import Any
 
 import msgpack
@@ -15,15 +16,15 @@ from router_svc.request import (
     FailedEvent,
     Hold,
     Message,
-    Sampling,
     Timings,
     TokenEvent,
     TokenLogprob,
 )
+from router_svc.sampling import Sampling
 
 FRAME_LIMIT = 64 << 20  # bytes; the longest prompt's ids take 1.3 MB
 _LENGTH = struct.Struct("!I")
-_SAMPLING = tuple(Sampling.__dataclass_fields__)
+_SAMPLING = tuple(f.name for f in fields(Sampling) if f.init)
 
 
 class BadFrame(Exception):
@@ -57,8 +58,8 @@ def pack_message(message: Message | Claim) -> list[Any]:
         case EngineRequest():
             sampling = [getattr(message.sampling, name) for name in _SAMPLING]
             return [
-                "submit", message.request_id, message.prompt_ids, sampling, message.n, message.priority,
-                message.deadline, message.attempt, message.body,
+                "submit", message.request_id, message.prompt_ids, sampling, message.priority, message.deadline,
+                message.attempt, message.body,
             ]  # fmt: skip
         case Cancel():
             return ["cancel", message.request_id, message.choice]
@@ -72,10 +73,10 @@ def unpack_message(value: Any) -> Message | Claim:
     """The inverse of pack_message. Raises BadFrame."""
     try:
         match value:
-            case ["submit", str(request_id), list(ids), list(sampling), int(n), int(priority), deadline, int(attempt),
+            case ["submit", str(request_id), list(ids), list(sampling), int(priority), deadline, int(attempt),
                   str(body)]:  # fmt: skip
-                fields = {name: _tuples(v) for name, v in zip(_SAMPLING, sampling, strict=True)}
-                return EngineRequest(request_id, tuple(ids), Sampling(**fields), n, priority, deadline, attempt, body)
+                given = {name: _tuples(v) for name, v in zip(_SAMPLING, sampling, strict=True)}
+                return EngineRequest(request_id, tuple(ids), Sampling(**given), priority, deadline, attempt, body)
             case ["cancel", str(request_id), choice]:
                 return Cancel(request_id, choice)
             case ["hold", str(request_id), bool(held)]:

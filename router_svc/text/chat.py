@@ -1,5 +1,6 @@
 """Chat templates: messages in, prompt text out. Templates are data of strangers: they run in transformers' sandbox."""
 
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,19 @@ class ChatTemplate:
         self._drops_empty_system = drops_empty_system
         self.source = source
 
-    def render(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
+    def render(self, messages: list[dict[str, Any]], options: Mapping[str, Any], continues: bool = False) -> str:
         """The prompt for an answer to `messages` (role, content). Raises ValueError with what the template objects to.
 
-        options: further names that the template may read, such as enable_thinking.
+        options: further names that the template may read, such as enable_thinking
+        continues: the answer goes on with the last message, so that the prompt ends where its content does
         """
+        if continues:
+            mark = f"{secrets.token_hex(16)} "
+            marked = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + mark}]
+            return _until(mark, self._render(marked, options))
+        return self._render(messages, options)
+
+    def _render(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
         if self._drops_empty_system and messages and messages[0]["role"] == "system" and not messages[0]["content"]:
             messages = messages[1:]
         given = {"add_generation_prompt": True, "tools": None, "documents": None}
@@ -57,6 +66,17 @@ class ChatTemplate:
         except (TypeError, KeyError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
             raise ValueError(f"the chat template failed on the messages: {type(error).__name__}: {error}") from None
         return "".join(parts)
+
+
+def _until(mark: str, prompt: str) -> str:
+    """The prompt up to the mark; a template that trims messages drops the mark's space, and would have trimmed the text."""
+    before, found, _ = prompt.rpartition(mark)
+    if found:
+        return before
+    before, found, _ = prompt.rpartition(mark.rstrip())
+    if not found:
+        raise ValueError("the chat template leaves the last message out, so that no answer can go on with it")
+    return before.rstrip()
 
 
 def load_chat_template(

@@ -12,12 +12,12 @@ class StopStrings:
         self._held = ""
         self.matched: str | None = None
 
-    def add(self, text: str) -> str:
-        """The text that is safe to hand out now."""
+    def add(self, text: str, counts: bool = True) -> str:
+        """The text that is safe to hand out now. counts: False where a string that ends within `text` does not match."""
         if not self._strings:
             return text
         self._held += text
-        found = [(at, s) for s in self._strings if (at := self._held.find(s)) >= 0]
+        found = [(at, s) for s in self._strings if (at := self._held.find(s)) >= 0] if counts else []
         if found:
             at, self.matched = min(found)
             out, self._held = self._held[: at + len(self.matched) * self._include], ""

@@ -1,13 +1,14 @@
 """EventStream: each choice ends once, by the engine or by its reader, and a late reader ends no other choice."""
 
 from router_svc.api.engines import HOLD_ABOVE, EventStream
-from router_svc.request import Cancel, EngineRequest, Hold, Message, Sampling, TokenEvent
+from router_svc.request import Cancel, EngineRequest, Hold, Message, TokenEvent
+from router_svc.sampling import Sampling
 
 
 def stream(n: int) -> tuple[EventStream, list[Message]]:
     """A stream of a request with n choices, and what it tells the engine."""
     told: list[Message] = []
-    return EventStream(EngineRequest("r", (1,), Sampling(max_tokens=9, seed=0), n=n), told.append), told
+    return EventStream(EngineRequest("r", (1,), Sampling(max_tokens=9, seed=0, n=n)), told.append), told
 
 
 def token(choice: int, index: int, reason: str | None = None) -> TokenEvent:

@@ -77,8 +77,10 @@ def test_a_full_queue_refuses_with_a_hint_and_the_server_goes_on() -> None:
                     next(client.generate_stream("Once"))
                 assert streamed.value.code == "RESOURCE_EXHAUSTED"
                 with pytest.raises(openai.RateLimitError) as limited:
-                    http.completions.create(model="demo", prompt=["Once", "Twice"], stream=True)
+                    http.completions.create(model="demo", prompt="Once", stream=True)
                 assert int(limited.value.response.headers["retry-after"]) == 1
+                with pytest.raises(openai.BadRequestError, match="found 2 prompts, expected at most 1"):
+                    http.completions.create(model="demo", prompt=["Once", "Twice"])
         patient = Client(small.target, retries=Retries(attempts=50, first_wait=0.05))
         with ThreadPoolExecutor(6) as crowd:
             answers = list(crowd.map(lambda _: patient.generate("Once", max_tokens=5, temperature=0.0), range(6)))

@@ -194,11 +194,11 @@ def test_prompts_as_ids_and_their_ids_back(client: OpenAI) -> None:
         ({"prompt": []}, "prompt"),
         ({"prompt": [[5], [99999]]}, "99999"),
         ({"max_tokens": -1}, "1 to 2147483647"),
-        ({"stop": ["a"] * 20}, "stop"),
+        ({"stop": ["a"] * 65}, "stop"),
         ({"seed": 2**70}, "seed"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"prompt": [5] * 2048, "max_tokens": 1}, "2047"),
-        ({"prompt": [5] * 2047, "max_tokens": 2}, "2048 together"),
+        ({"prompt": [5] * 2047, "max_tokens": 2}, "2 beside 2047 prompt tokens, expected at most 1"),
     ],
 )
 def test_wrong_completions_are_bad_requests(client: OpenAI, fields: dict[str, object], named: str) -> None:

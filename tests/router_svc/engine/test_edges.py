@@ -41,7 +41,7 @@ def test_one_request_may_fill_the_cache_to_its_last_token(folder: Path) -> None:
 
 
 def test_requests_that_fill_the_cache_take_turns(folder: Path) -> None:
-    requests = [EngineRequest(f"r{i}", prompt(40, i), sampling(24, seed=i, **DRAWN), n=2) for i in range(5)]
+    requests = [EngineRequest(f"r{i}", prompt(40, i), sampling(24, seed=i, **DRAWN, n=2)) for i in range(5)]
     with running(folder) as harness:
         wanted = [harness.complete([request]) for request in requests]
     with running(folder, kv_blocks=5, max_num_batched_tokens=19) as harness:
@@ -54,7 +54,7 @@ def test_requests_that_fill_the_cache_take_turns(folder: Path) -> None:
 @pytest.mark.parametrize("budget", [1, 2, 3])
 def test_budgets_smaller_than_the_batch(folder: Path, budget: int) -> None:
     requests = [
-        EngineRequest(f"r{i}", prompt(5 + i, i), sampling(6, logprobs=1, prompt_logprobs=1), n=2) for i in range(4)
+        EngineRequest(f"r{i}", prompt(5 + i, i), sampling(6, logprobs=1, prompt_logprobs=1, n=2)) for i in range(4)
     ]
     with running(folder) as harness:
         wanted = harness.complete(requests)
@@ -83,7 +83,7 @@ def test_a_prefix_is_right_after_its_maker_was_cancelled(folder: Path) -> None:
         (wanted,) = harness.complete([EngineRequest("alone", ids, sampling(8))])
     with running(folder, max_num_batched_tokens=24) as harness:
         for number in range(12):
-            harness.engine.post(EngineRequest(f"gone{number}", ids, sampling(50), n=3))
+            harness.engine.post(EngineRequest(f"gone{number}", ids, sampling(50, n=3)))
             harness.engine.post(EngineRequest(f"next{number}", ids, sampling(8)))
             harness.engine.post(Cancel(f"gone{number}"))
             got = harness.collect(1)
@@ -132,7 +132,7 @@ def test_a_step_that_fails_ends_what_ran_and_nothing_else(folder: Path) -> None:
 
         broken.insert(0, False)
         model.forward = failing  # type: ignore[method-assign, assignment]
-        harness.engine.post(EngineRequest("hit", ids, sampling(8), n=2))
+        harness.engine.post(EngineRequest("hit", ids, sampling(8, n=2)))
         (failed,) = harness.collect(1)["hit", -1]
         assert isinstance(failed, FailedEvent)
         assert failed.code == Code.INTERNAL
@@ -145,11 +145,11 @@ def test_cancelling_the_choice_whose_prompt_the_others_share(folder: Path) -> No
     ids = prompt(6 * BLOCK, 9)
     fields = {"seed": 4, **DRAWN}
     with running(folder, max_num_batched_tokens=20) as harness:
-        wanted = harness.complete([EngineRequest("all", ids, sampling(10, **fields), n=3)])
+        wanted = harness.complete([EngineRequest("all", ids, sampling(10, **fields, n=3))])
     with running(folder, max_num_batched_tokens=20) as harness:
-        harness.engine.post(EngineRequest("rest", ids, sampling(10, **fields), n=3))
+        harness.engine.post(EngineRequest("rest", ids, sampling(10, **fields, n=3)))
         harness.engine.post(Cancel("rest", 0))
         got = harness.collect(2)
         assert [tokens_of(got["rest", choice]) for choice in (1, 2)] == wanted[1:]
         harness.quiet()
-        assert harness.complete([EngineRequest("rest", ids, sampling(10, **fields), n=3)]) == wanted
+        assert harness.complete([EngineRequest("rest", ids, sampling(10, **fields, n=3))]) == wanted

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from router_svc.engine.intake import Intake
-from router_svc.request import Cancel, Code, EngineRequest, Sampling
+from router_svc.request import Cancel, Code, EngineRequest
+from router_svc.sampling import Sampling
 
 
 def test_a_dropped_request_gives_its_place_free_before_the_next_step() -> None:

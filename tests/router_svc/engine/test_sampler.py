@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router_svc.engine.sampler import Draw, sample
-from router_svc.request import Sampling
+from router_svc.engine.sampler import NONE_LEFT, Draw, sample
+from router_svc.sampling import Sampling
 
 _SMALL = st.sampled_from([5e-324, 1e-300, 1e-46, 1e-38, 1e-9])
 _FIELDS = st.fixed_dictionaries(
@@ -44,6 +44,27 @@ def test_the_smallest_temperature_and_top_p_are_greedy(tiny: float) -> None:
     row = torch.randn(512, generator=torch.Generator().manual_seed(3))
     assert draw(row, temperature=tiny) == int(row.argmax())
     assert draw(row, temperature=1.0, top_p=tiny) == int(row.argmax())
+
+
+@settings(max_examples=100, deadline=None)
+@given(fields=_FIELDS, seed=st.integers(0, 99))
+def test_what_is_forbidden_is_never_drawn(fields: dict[str, object], seed: int) -> None:
+    """After 1, 2, 3: ends before min_tokens, and the last tokens of words whose beginning stands there."""
+    row = torch.randn(32, generator=torch.Generator().manual_seed(seed))
+    ends = {"eos_token_ids": (4, 5), "stop_token_ids": (6,), "min_tokens": 2}
+    words = ((7,), (3, 8), (2, 3, 9), (9, 10), (2, 11))  # the 2 is the prompt's, and 9 does not stand there
+    one_left = tuple((token, -100.0) for token in range(32) if token not in (4, 5, 6, 7, 8))
+    allowed = {9, 10, 11}
+    for more in ({}, {"logit_bias": tuple((token, 100.0) for token in (4, 5, 6, 7, 8))}, {"logit_bias": one_left}):
+        drawn = draw(row, **{**fields, **ends, "bad_word_ids": words, **more})
+        assert drawn in allowed | set(range(4)) | set(range(12, 32))
+    assert draw(row, temperature=0.0, eos_token_ids=(4,), min_tokens=1, logit_bias=((4, 100.0),)) == 4, "one was drawn"
+
+
+def test_everything_forbidden_is_named() -> None:
+    row = torch.zeros(8)
+    assert draw(row, bad_word_ids=tuple((token,) for token in range(8)), temperature=1.0) == NONE_LEFT
+    assert draw(row, bad_word_ids=tuple((token,) for token in range(7)), temperature=1.0, logprobs=1) == 7
 
 
 def test_a_tiny_repetition_penalty_repeats_and_a_bias_decides() -> None:

@@ -10,7 +10,8 @@ from router_svc.engine.kv_pages import KVPages
 from router_svc.engine.prefix import PrefixChain
 from router_svc.engine.scheduler import Scheduler
 from router_svc.engine.sequence import Sequence
-from router_svc.request import EngineRequest, Sampling
+from router_svc.request import EngineRequest
+from router_svc.sampling import Sampling
 
 BLOCK = 4
 

@@ -59,7 +59,7 @@ def test_prefix_is_reused_and_changes_nothing(folder: Path) -> None:
 
 
 def test_choices_share_the_prompt_and_draw_apart(folder: Path) -> None:
-    request = EngineRequest("n", PROMPTS[4], sampling(12, temperature=1.0, seed=5), n=3)
+    request = EngineRequest("n", PROMPTS[4], sampling(12, temperature=1.0, seed=5, n=3))
     with running(folder) as harness:
         together = harness.complete([request])
         assert len({tuple(tokens) for tokens in together}) == 3
@@ -118,7 +118,7 @@ def wait_for_tokens(harness: Harness, request_id: str, count: int) -> None:
 
 def test_cancel_frees_the_blocks(folder: Path) -> None:
     with running(folder) as harness:
-        harness.engine.post(EngineRequest("c", PROMPTS[3], sampling(900), n=2))
+        harness.engine.post(EngineRequest("c", PROMPTS[3], sampling(900, n=2)))
         wait_for_tokens(harness, "c", 4)
         harness.engine.post(Cancel("c"))
         harness.quiet()
@@ -130,7 +130,7 @@ def test_an_id_may_come_again_right_after_its_cancel(folder: Path) -> None:
     wanted = greedy(folder, PROMPTS[1], 6)
     with running(folder) as harness:
         for attempt in range(40):
-            harness.engine.post(EngineRequest("same", PROMPTS[1], sampling(900), n=2, attempt=attempt))
+            harness.engine.post(EngineRequest("same", PROMPTS[1], sampling(900, n=2), attempt=attempt))
             if attempt % 3:
                 while harness.events.get(timeout=PATIENCE).attempt != attempt:
                     continue
@@ -213,7 +213,7 @@ def test_priority_goes_before_arrival(folder: Path) -> None:
 def test_failure_ends_everything_once(folder: Path) -> None:
     with running(folder) as harness:
         harness.engine.post(EngineRequest("a", PROMPTS[1], sampling(1000)))
-        harness.engine.post(EngineRequest("b", PROMPTS[2], sampling(1000), n=2))
+        harness.engine.post(EngineRequest("b", PROMPTS[2], sampling(1000, n=2)))
         wait_for_tokens(harness, "b", 2)
         harness.engine.fail("rank 1 (expert) died")
         got = harness.collect(2)

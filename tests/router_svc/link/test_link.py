@@ -30,11 +30,11 @@ from router_svc.request import (
     FailedEvent,
     Hold,
     Message,
-    Sampling,
     Timings,
     TokenEvent,
     TokenLogprob,
 )
+from router_svc.sampling import Sampling
 
 _ids = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
 _floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -44,6 +44,8 @@ _logprobs = st.builds(
 _samplings = st.builds(
     Sampling, max_tokens=st.integers(1, 99), seed=st.integers(-(2**63), 2**63 - 1), temperature=_floats, stop_token_ids=_ids,
     logit_bias=st.lists(st.tuples(st.integers(0, 9), _floats), max_size=2).map(tuple), logprobs=st.none() | st.integers(0, 5),
+    n=st.integers(1, 4), stop=st.lists(st.text(), max_size=2).map(tuple), min_tokens=st.integers(0, 9),
+    bad_word_ids=st.lists(_ids, max_size=2).map(tuple), skip_special_tokens=st.booleans(),
 )  # fmt: skip
 _messages = st.one_of(
     st.builds(
@@ -51,7 +53,6 @@ _messages = st.one_of(
         st.text(),
         _ids,
         _samplings,
-        st.integers(1, 4),
         st.integers(-5, 5),
         st.none() | _floats,
         st.integers(0, 2**62),
@@ -141,7 +142,7 @@ async def test_a_request_is_forgotten_when_its_last_choice_ends_however_that_com
     server = LinkServer(sink.messages.append, "secret")
     engines = LinkEngines("secret")
     await engines.connect([LinkAddress(0, "127.0.0.1", await server.start("127.0.0.1"))])
-    request = EngineRequest("r", (1, 2), Sampling(max_tokens=5, seed=1), n=3)
+    request = EngineRequest("r", (1, 2), Sampling(max_tokens=5, seed=1, n=3))
     stream = engines.submit(request)
     await sink.wait(1)
     server.deliver([TokenEvent("r", 0, 0, 0, (7,), finish_reason="length")])

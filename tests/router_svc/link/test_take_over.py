@@ -7,7 +7,8 @@ import pytest
 from router_svc.api.engines import EventStream, StreamFailed
 from router_svc.link.client import LinkAddress, LinkEngines
 from router_svc.link.server import LinkServer
-from router_svc.request import Cancel, EngineRequest, Message, Sampling, TokenEvent
+from router_svc.request import Cancel, EngineRequest, Message, TokenEvent
+from router_svc.sampling import Sampling
 
 OLD = EngineRequest("r", (1, 2), Sampling(max_tokens=5, seed=1), attempt=1, body="a")
 AGAIN = EngineRequest("r", (1, 2), Sampling(max_tokens=5, seed=1), attempt=2, body="a")

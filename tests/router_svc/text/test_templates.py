@@ -34,6 +34,21 @@ def test_the_small_models_template_and_the_sandbox() -> None:
             ChatTemplate(hostile, {}, "test").render([USER], {})
 
 
+@pytest.mark.parametrize("said", ["The result is", "The result is ", "line\n", ""])
+@pytest.mark.parametrize("trimmed", ["", ".strip()", "|trim"])
+def test_an_answer_that_goes_on_with_the_last_message(said: str, trimmed: str) -> None:
+    source = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content"
+        + trimmed
+        + " }}</{{ m.role }}>{% endfor %}{{ add_generation_prompt }}"
+    )
+    turns = [USER, {"role": "assistant", "content": said}]
+    found = ChatTemplate(source, {}, "test").render(turns, {}, continues=True)
+    assert found == f"<user>hi</user><assistant>{said.strip() if trimmed else said}"
+    with pytest.raises(ValueError, match="leaves the last message out"):
+        ChatTemplate("{{ messages[0].content }}", {}, "test").render(turns, {}, continues=True)
+
+
 TEMPLATES = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{{ eos_token }}",
     "{% if tools is not none %}tools{% endif %}{% if documents is none %}D{% endif %}{{ messages[0].content }}",

@@ -167,6 +167,50 @@ BEHAVIOURS = [
         tools=None, tool_choice="none", response_format={"type": "text"}, user="u", metadata={}, store=False, n=1, stop=None,
         seed=None, logit_bias=None, stream_options=None, functions=None,
     ), {"choices.0.message.content": lambda v: v.strip() == "42"}),
+    Behaviour("neutral values of what is refused", "vLLM", TEXT, text(
+        tools=[], tool_choice="auto", structured_outputs=None, guided_json=None, use_beam_search=False, watermarking=False,
+        suffix="", length_penalty=1.0, truncation_side="left", best_of=1, vllm_xargs={},
+    ), {"usage.completion_tokens": 5}),
+    Behaviour("whole numbers with a point", "JavaScript's clients", TEXT, text(max_tokens=5.0, n=1.0, logprobs=1.0, top_k=3.0), {
+        "usage.completion_tokens": 5,
+    }),
+    Behaviour("min_tokens", "vLLM", CHAT, chat(min_tokens=30, max_tokens=40, messages=says(
+        ("user", "/no_think What is 12 + 30?"),
+    )), {"usage.completion_tokens": lambda v: v >= 30}),
+    Behaviour("min_tokens and stop strings and ids", "vLLM", TEXT, text(
+        logit_bias={"81": 100}, stop_token_ids=[81], stop=["e"], min_tokens=3, return_token_ids=True, max_tokens=20,
+    ), {"choices.0.token_ids": lambda v: len(v) >= 4 and 81 not in v[:3], "choices.0.finish_reason": "stop"}),
+    Behaviour("a stop string that stays", "vLLM", TEXT, text(
+        prompt="Once", stop=[" "], max_tokens=60, include_stop_str_in_output=True,
+    ), {"choices.0.text": lambda v: v.endswith(" "), "choices.0.stop_reason": " "}),
+    Behaviour("sixty-four stop strings", "OpenAI's clients", TEXT, text(stop=[f"<{i}>" for i in range(64)])),
+    Behaviour("bad words", "vLLM", TEXT, text(
+        prompt="Once", max_tokens=60, bad_words=["the", "a"], return_token_ids=True,
+    ), {"choices.0.text": lambda v: not {"the", "a"} & set(v.split())}),
+    Behaviour("specials in the text", "vLLM", TEXT, text(logit_bias={"1": 100}, skip_special_tokens=False, max_tokens=3), {
+        "choices.0.text": lambda v: len(v) >= 3 and v == v[: len(v) // 3] * 3,
+    }),
+    Behaviour("a prompt cut at its beginning", "vLLM", TEXT, text(
+        prompt=IDS, truncate_prompt_tokens=2, return_token_ids=True,
+    ), {"choices.0.prompt_token_ids": IDS[-2:], "usage.prompt_tokens": 2}),
+    Behaviour("a prompt cut to what there is room for", "vLLM", TEXT, text(
+        prompt=[5] * 3000, truncate_prompt_tokens=-1, max_tokens=5,
+    ), {"usage.prompt_tokens": 2043, "usage.completion_tokens": 5}),
+    Behaviour("scores of a prompt", "lm-eval", TEXT, text(prompt=IDS, echo=True, max_tokens=0, logprobs=2), {
+        "choices.0.logprobs.token_logprobs": lambda v: v[0] is None and len(v) == 5 and all(p <= 0 for p in v[1:]),
+        "choices.0.finish_reason": "length", "usage.completion_tokens": 0, "usage.prompt_tokens": 5,
+        "choices.0": lambda v: "".join(v["logprobs"]["tokens"]) == v["text"],
+    }),
+    Behaviour("an answer that goes on with the last message", "vLLM", CHAT, chat(
+        messages=says(("user", "What is 12 + 30?"), ("assistant", "The result is 42")), continue_final_message=True,
+        add_generation_prompt=False, logit_bias={"81": 100}, max_tokens=2, return_token_ids=True,
+    ), {"choices.0.token_ids": [81, 81]}),
+    Behaviour("no beginning of an answer", "vLLM", CHAT, chat(add_generation_prompt=False, max_tokens=3), {
+        "usage.prompt_tokens": lambda v: v > 3,
+    }),
+    Behaviour("no thinking, at the top", "SGLang", CHAT, chat(
+        messages=says(("user", "What is 12 + 30?")), enable_thinking=False,
+    ), {"choices.0.message.reasoning": None, "choices.0.message.content": lambda v: v.strip().isdecimal()}),
     Behaviour("unicode in and out", "llama.cpp", TEXT, text(prompt="naïve 日本語 🦙\u2028", echo=True, max_tokens=8), {
         "choices.0.text": lambda v: v.startswith("naïve 日本語 🦙\u2028"),
     }),
@@ -204,5 +248,25 @@ REFUSALS = [
     Refusal("a tool that is required", "vLLM", CHAT, chat(tool_choice="required"), ("tool_choice",)),
     Refusal("JSON mode", "SGLang, llama.cpp", CHAT, chat(response_format={"type": "json_object"}), ("response_format",)),
     Refusal("a format that is none", "llama.cpp", CHAT, chat(response_format={"type": "sound"}), ("response_format", "sound")),
+    Refusal("a field that wants JSON", "vLLM", CHAT, chat(guided_json={"type": "object"}), ("guided_json", "structured output")),
+    Refusal("a field that wants JSON of a completion", "vLLM", TEXT, text(structured_outputs={"json": {}}), (
+        "structured_outputs",
+    )),
+    Refusal("a grammar", "llama.cpp", TEXT, text(grammar="root ::= x"), ("grammar", "structured output")),
+    Refusal("beams", "vLLM", TEXT, text(use_beam_search=True), ("use_beam_search", "True")),
+    Refusal("speech", "OpenAI's API", CHAT, chat(modalities=["text", "audio"]), ("modalities", "audio")),
+    Refusal("several answers to choose from", "OpenAI's API", TEXT, text(best_of=4), ("best_of", "4")),
+    Refusal("more at least than at most", "vLLM", TEXT, text(min_tokens=9), ("min_tokens", "9", "max_tokens (5)")),
+    Refusal("min_tokens beyond the context", "vLLM", TEXT, text(min_tokens=4000, max_tokens=None), ("min_tokens", "2048")),
+    Refusal("max_completion_tokens by its name", "vLLM", CHAT, chat(max_completion_tokens=0), ("max_completion_tokens: ",)),
+    Refusal("top_logprobs by its name", "vLLM", CHAT, chat(logprobs=True, top_logprobs=-1), ("top_logprobs: ",)),
+    Refusal("a number with a part", "vLLM", TEXT, text(max_tokens=5.5), ("max_tokens",)),
+    Refusal("an empty stop string", "SGLang", TEXT, text(stop=[""]), ("stop", "0 characters")),
+    Refusal("too many stop strings", "vLLM", TEXT, text(stop=["x"] * 65), ("stop", "65", "64")),
+    Refusal("a prompt cut to nothing", "vLLM", TEXT, text(truncate_prompt_tokens=0), ("truncate_prompt_tokens", "0")),
+    Refusal("an echo of a part", "", TEXT, text(echo=True, truncate_prompt_tokens=2), ("echo", "truncate_prompt_tokens")),
+    Refusal("an end and a beginning", "vLLM", CHAT, chat(continue_final_message=True, add_generation_prompt=True), (
+        "add_generation_prompt", "continue_final_message",
+    )),
     Refusal("a model that is not served", "vLLM", CHAT, chat(model="other"), ("other", "demo"), 404),
 ]  # fmt: skip

@@ -96,6 +96,9 @@ def test_refusals(server: RunningServer, refusal: Refusal) -> None:
         assert (status, headers["content-type"]) == (refusal.status, "application/json")
         error = found["error"]
         assert set(error) == {"message", "type", "param", "code"}
+        assert isinstance(error["code"], str)
+        exceeded = "maximum context length is 2048 tokens" in error["message"]
+        assert (error["code"] == "context_length_exceeded") == exceeded
         missing = [word for word in refusal.named if word not in error["message"]]
         assert not missing, error["message"]
         assert "\n" not in error["message"]
@@ -104,12 +107,20 @@ def test_refusals(server: RunningServer, refusal: Refusal) -> None:
 
 @pytest.mark.parametrize(
     ("options", "counted"),
-    [(None, None), ({}, None), ({"include_usage": False}, None), ({"include_usage": True}, 5)],
+    [
+        (None, []),
+        ({}, []),
+        ({"include_usage": False}, []),
+        ({"include_usage": True}, [5]),
+        ({"continuous_usage_stats": True}, [1, 2, 3, 4, 5]),
+        ({"continuous_usage_stats": True, "include_usage": True}, [1, 2, 3, 4, 5, 5]),
+    ],
 )
-def test_usage_of_streams(server: RunningServer, options: dict[str, Any] | None, counted: int | None) -> None:
-    raw = post(server, TEXT, text(stream=True, stream_options=options))[1]
+def test_usage_of_streams(server: RunningServer, options: dict[str, Any] | None, counted: list[int]) -> None:
+    raw = post(server, TEXT, text(stream=True, stream_options=options, logit_bias={"81": 100}))[1]
     events = [json.loads(line[6:]) for line in raw.splitlines() if line.startswith("data: {")]
-    assert [e["usage"]["completion_tokens"] for e in events if e.get("usage")] == ([counted] if counted else [])
+    assert [e["usage"]["completion_tokens"] for e in events if e.get("usage")] == counted
+    assert len({e["usage"]["prompt_tokens"] for e in events if e.get("usage")}) <= 1
 
 
 def test_a_prompt_that_was_there_before_is_cached(server: RunningServer) -> None:
