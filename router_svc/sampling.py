@@ -82,6 +82,7 @@ class Sampling:
     truncate_prompt_tokens: int | None = parameter(
         "Only so many tokens of the prompt's end; -1 = as many as there is room for.", None, -1, _INT32 - 1
     )
+    allowed_token_ids: tuple[int, ...] = parameter("Only these tokens.", (), least=1)
     eos_token_ids: tuple[int, ...] = ()
     prompt_logprobs: int | None = None
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
@@ -89,7 +90,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         penalised = self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty
-        shapes = penalised or self.logit_bias or self.min_tokens or self.bad_word_ids
+        shapes = penalised or self.logit_bias or self.min_tokens or self.bad_word_ids or self.allowed_token_ids
         object.__setattr__(self, "shapes", bool(shapes))
 
     @property

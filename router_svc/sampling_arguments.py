@@ -27,3 +27,4 @@ class SamplingArguments(TypedDict, total=False):
     bad_words: str | Sequence[str] | None  # Text that is not generated.
     skip_special_tokens: bool | None  # Special tokens have no text.
     truncate_prompt_tokens: int | None  # Only so many tokens of the prompt's end; -1 = as many as there is room for.
+    allowed_token_ids: Sequence[int] | None  # Only these tokens.

@@ -106,6 +106,9 @@ def _shaped(row: torch.Tensor, draw: Draw) -> torch.Tensor:
     for token, bias in s.logit_bias:
         row[token] += bias
     row.clamp_(-_LARGEST, _LARGEST)
+    if s.allowed_token_ids:
+        allowed = torch.tensor(s.allowed_token_ids, device=row.device)
+        row = torch.full_like(row, float("-inf")).index_copy_(0, allowed, row[allowed])
     forbidden = [token for token in _forbidden(draw) if token < len(row)]
     if forbidden:
         row[torch.tensor(forbidden, device=row.device)] = float("-inf")

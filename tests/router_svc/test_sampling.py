@@ -86,6 +86,7 @@ def test_numbers_are_taken_up_to_their_bounds(p: Parameter) -> None:
         ({"stop": ["x"] * 65}, "stop: found 65 strings, expected at most 64"),
         ({"bad_words": ["x" * 1025]}, "bad_words: found a string of 1025 characters, expected 1 to 1024"),
         ({"stop_token_ids": [50]}, "stop_token_ids: found token id 50, expected ids from 0 to 49"),
+        ({"allowed_token_ids": []}, "allowed_token_ids: found 0 ids, expected at least 1"),
         ({"logit_bias": {3: 101.0}}, r"logit_bias\[3\]: found 101, expected a number from -100 to 100"),
         ({"logit_bias": {-1: 1.0}}, "logit_bias: found token id -1"),
     ],
@@ -130,7 +131,7 @@ def test_no_field_is_declared_and_refused() -> None:
 _SHARED = """model frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed stop stream stream_options temperature
 top_p user use_beam_search top_k min_p repetition_penalty watermarking length_penalty stop_token_ids
 include_stop_str_in_output ignore_eos min_tokens skip_special_tokens spaces_between_special_tokens truncate_prompt_tokens
-truncation_side prompt_logprobs logprob_token_ids bad_words echo add_special_tokens response_format
+truncation_side prompt_logprobs logprob_token_ids allowed_token_ids bad_words echo add_special_tokens response_format
 structured_outputs priority request_id session_id return_tokens_as_token_ids return_token_ids routed_experts_prompt_start
 return_token_offsets return_mm_kwargs cache_salt kv_transfer_params ec_transfer_params vllm_xargs repetition_detection
 thinking_token_budget stream_interval""".split()

@@ -61,8 +61,18 @@ def test_what_is_forbidden_is_never_drawn(fields: dict[str, object], seed: int) 
     assert draw(row, temperature=0.0, eos_token_ids=(4,), min_tokens=1, logit_bias=((4, 100.0),)) == 4, "one was drawn"
 
 
+@settings(max_examples=100, deadline=None)
+@given(fields=_FIELDS, allowed=st.sets(st.integers(0, 31), min_size=1), seed=st.integers(0, 99))
+def test_only_what_is_allowed_is_drawn(fields: dict[str, object], allowed: set[int], seed: int) -> None:
+    row = torch.randn(32, generator=torch.Generator().manual_seed(seed))
+    assert draw(row, **fields, allowed_token_ids=tuple(allowed)) in allowed
+    token = draw(row, temperature=0.0, allowed_token_ids=tuple(allowed))
+    assert row[token] == max(row[one] for one in allowed)
+
+
 def test_everything_forbidden_is_named() -> None:
     row = torch.zeros(8)
+    assert draw(row, allowed_token_ids=(4,), eos_token_ids=(4,), min_tokens=2) == NONE_LEFT
     assert draw(row, bad_word_ids=tuple((token,) for token in range(8)), temperature=1.0) == NONE_LEFT
     assert draw(row, bad_word_ids=tuple((token,) for token in range(7)), temperature=1.0, logprobs=1) == 7
 

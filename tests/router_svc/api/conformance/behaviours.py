@@ -187,6 +187,9 @@ BEHAVIOURS = [
     Behaviour("bad words", "vLLM", TEXT, text(
         prompt="Once", max_tokens=60, bad_words=["the", "a"], return_token_ids=True,
     ), {"choices.0.text": lambda v: not {"the", "a"} & set(v.split())}),
+    Behaviour("allowed ids", "vLLM", TEXT, text(allowed_token_ids=[70, 81, 99], return_token_ids=True, temperature=1, seed=2), {
+        "choices.0.token_ids": lambda v: set(v) <= {70, 81, 99},
+    }),
     Behaviour("specials in the text", "vLLM", TEXT, text(logit_bias={"1": 100}, skip_special_tokens=False, max_tokens=3), {
         "choices.0.text": lambda v: len(v) >= 3 and v == v[: len(v) // 3] * 3,
     }),
@@ -265,6 +268,8 @@ REFUSALS = [
     Refusal("too many stop strings", "vLLM", TEXT, text(stop=["x"] * 65), ("stop", "65", "64")),
     Refusal("a prompt cut to nothing", "vLLM", TEXT, text(truncate_prompt_tokens=0), ("truncate_prompt_tokens", "0")),
     Refusal("an echo of a part", "", TEXT, text(echo=True, truncate_prompt_tokens=2), ("echo", "truncate_prompt_tokens")),
+    Refusal("no id allowed", "vLLM", TEXT, text(allowed_token_ids=[]), ("allowed_token_ids", "0 ids")),
+    Refusal("no id left", "", TEXT, text(allowed_token_ids=[81], stop_token_ids=[81], min_tokens=2), ("forbid every token",)),
     Refusal("an end and a beginning", "vLLM", CHAT, chat(continue_final_message=True, add_generation_prompt=True), (
         "add_generation_prompt", "continue_final_message",
     )),
