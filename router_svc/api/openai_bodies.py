@@ -9,11 +9,23 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
 from router_svc.api.calls import ApiError, ChatMessage, invalid, template_options
-from router_svc.api.openai_fields import NO_EFFECT, REFUSED_OF_CHATS, REFUSED_OF_COMPLETIONS, Refused
+from router_svc.api.openai_fields import (
+    NO_EFFECT,
+    REFUSED_OF_CHATS,
+    REFUSED_OF_COMPLETIONS,
+    REFUSED_OF_MESSAGES,
+    Refused,
+)
 from router_svc.request import Code
 from router_svc.sampling import PARAMETERS, Kind
 
 _DIGITS = 10  # of a token id
+_TEXT_PARTS = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+}  # where a type has its text
 
 
 def _whole(value: Any) -> Any:
@@ -38,11 +50,11 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
     refused: ClassVar[Mapping[str, Refused]] = {}
 
-    def refuse_unserved(self) -> None:
-        """Raise ApiError for a field that would change the output and is not served."""
+    def refuse_unserved(self, where: str = "") -> None:
+        """Raise ApiError for a field that would change the output and is not served. where: what stands before its name."""
         for name, value in (self.model_extra or {}).items():
             if name in self.refused:
-                self.refused[name].check(name, value)
+                self.refused[name].check(where + name, value)
 
     def unknown(self) -> list[str]:
         """Fields that came with a value and that nobody knows, those of the bodies inside as messages.name."""
@@ -88,8 +100,8 @@ class SamplingBody(Body):
     priority: Whole | None = None
     request_id: str | None = None
 
-    def refuse_unserved(self) -> None:
-        super().refuse_unserved()
+    def refuse_unserved(self, where: str = "") -> None:
+        super().refuse_unserved(where)
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options", "options", "stream true beside them")
 
@@ -120,8 +132,8 @@ class CompletionBody(SamplingBody):
     echo: bool | None = None
     best_of: Whole | None = None
 
-    def refuse_unserved(self) -> None:
-        super().refuse_unserved()
+    def refuse_unserved(self, where: str = "") -> None:
+        super().refuse_unserved(where)
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise invalid("best_of", str(self.best_of), "none: not available in this version")
         if self.echo and self.sampling().get("truncate_prompt_tokens") is not None:
@@ -144,11 +156,34 @@ class CompletionBody(SamplingBody):
 
 
 class MessageBody(Body):
-    """One chat message; content may come in parts of type text."""
+    """One message of a chat. content: a text, or parts; assistants' turns come back as clients keep them, with null."""
 
+    refused = REFUSED_OF_MESSAGES
     role: str
     content: str | list[dict[str, Any]] | None = None
-    tool_calls: list[Any] | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+
+    def turn(self, where: str) -> ChatMessage:
+        """The message with its content as one text. Raises ApiError, naming the place within `where`."""
+        self.refuse_unserved(f"{where}.")
+        extra = {key: value for key in ("name", "tool_call_id") if (value := getattr(self, key)) is not None}
+        reasoning = self.reasoning or self.reasoning_content
+        if reasoning:  # templates read it under one name or the other
+            extra |= {"reasoning": reasoning, "reasoning_content": reasoning}
+        return ChatMessage(self.role, self._text(f"{where}.content"), extra)
+
+    def _text(self, where: str) -> str:
+        if self.content is None:
+            if self.role != "assistant":
+                raise invalid(where, "null", "text")
+            return self.refusal or ""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(_part_text(part, where) for part in self.content)
 
 
 @takes_parameters
@@ -168,8 +203,8 @@ class ChatBody(SamplingBody):
     reasoning_effort: str | None = None
     include_reasoning: bool | None = None
 
-    def refuse_unserved(self) -> None:
-        super().refuse_unserved()
+    def refuse_unserved(self, where: str = "") -> None:
+        super().refuse_unserved(where)
         if self.top_logprobs and not self.logprobs:
             raise invalid("top_logprobs", str(self.top_logprobs), "logprobs true beside it")
         if self.continue_final_message and self.add_generation_prompt:
@@ -188,7 +223,7 @@ class ChatBody(SamplingBody):
 
     def turns(self) -> tuple[ChatMessage, ...]:
         """The messages with their content as plain text."""
-        return tuple(ChatMessage(m.role, _flat(m, i)) for i, m in enumerate(self.messages))
+        return tuple(m.turn(f"messages[{i}]") for i, m in enumerate(self.messages))
 
     def thinking(self) -> tuple[bool | None, dict[str, Any]]:
         """(enable_thinking or None, the other template options)."""
@@ -237,20 +272,12 @@ def parse(kind: type[Body], raw: bytes) -> Any:
         raise ApiError(Code.INVALID_ARGUMENT, message, where) from None
 
 
-def _flat(message: MessageBody, number: int) -> str:
-    where = f"messages[{number}].content"
-    if message.tool_calls:
-        raise invalid(f"messages[{number}].tool_calls", "tool calls", "unset: tools are not available in this version")
-    if message.content is None:
-        raise invalid(where, "null", "text")
-    if isinstance(message.content, str):
-        return message.content
-    parts = []
-    for part in message.content:
-        if part.get("type") not in ("text", "input_text") or not isinstance(part.get("text"), str):
-            raise invalid(where, f"a part of type {part.get('type')!r}", "parts of type 'text'")
-        parts.append(part["text"])
-    return "".join(parts)
+def _part_text(part: dict[str, Any], where: str) -> str:
+    kind = part.get("type")
+    text = part.get(_TEXT_PARTS.get(kind, "")) if isinstance(kind, str) else None
+    if not isinstance(text, str):
+        raise invalid(where, f"a part of type {kind!r}", "parts of type 'text' with a text")
+    return text
 
 
 def _biases(name: str, table: dict[str, float]) -> dict[int, float]:

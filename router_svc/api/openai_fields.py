@@ -34,7 +34,7 @@ class Refused:
 
 NO_EFFECT = frozenset(
     # Bookkeeping, and hints for caches and queues.
-    "user metadata store service_tier safety_identifier session_id "
+    "user metadata store annotations service_tier safety_identifier session_id "
     "prompt_cache_key prompt_cache_options prompt_cache_retention prediction "
     # Beside features that are refused themselves, or for which there is no input here.
     "parallel_tool_calls length_penalty media_io_kwargs mm_processor_kwargs return_mm_kwargs routed_experts_prompt_start "
@@ -92,6 +92,11 @@ _COMPLETION = {
     "functions": _TOOLS,
     "suffix": Refused(),
     "prompt_embeds": Refused(),
+}
+REFUSED_OF_MESSAGES: Mapping[str, Refused] = {
+    "tool_calls": _TOOLS,
+    "function_call": _TOOLS,
+    "audio": Refused(instead="only text is taken"),
 }
 REFUSED_OF_CHATS: Mapping[str, Refused] = _COMMON | _CHAT
 REFUSED_OF_COMPLETIONS: Mapping[str, Refused] = _COMMON | _COMPLETION

@@ -117,9 +117,9 @@ def test_unknown_fields_are_ignored_and_named(server: RunningServer) -> None:
     status, _, headers = post(server, "/v1/completions", {"prompt": "a", "max_tokens": 1, "colour": "red", "size": 2})
     assert status == 200
     assert "colour, size" in headers["warning"]
-    chat = {"messages": [{"role": "user", "content": "a", "name": "n"}], "max_tokens": 1, "stream": True}
+    chat = {"messages": [{"role": "user", "content": "a", "mood": "n"}], "max_tokens": 1, "stream": True}
     _, _, headers = post(server, "/v1/chat/completions", chat | {"stream_options": {"every": 1}})
-    assert "messages.name, stream_options.every" in headers["warning"]
+    assert "messages.mood, stream_options.every" in headers["warning"]
     for path, body in (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [5]})):
         assert "colour" in post(server, path, body | {"colour": 1})[2]["warning"]
 

@@ -148,8 +148,8 @@ BEHAVIOURS = [
         "choices.0.finish_reason": "stop", "choices.0.token_ids": [81],
     }),
     Behaviour("parts of text", "vLLM, llama.cpp", CHAT, chat(messages=says(
-        ("user", [{"type": "text", "text": "/think"}, {"type": "text", "text": " What is 12 + 30?"}]),
-    )), {"choices.0.message.content": lambda v: v.strip() == "42"}),
+        ("user", [{"type": "text", "text": "/think What is"}, {"type": "input_text", "text": "12 + 30?"}]),
+    ), max_tokens=1, return_token_ids=True), {"prompt_token_ids": lambda v: len(v) > 3}),
     Behaviour("a system message and a history", "SGLang", CHAT, chat(messages=says(
         ("system", "You are a careful calculator."), ("user", "/think What is 1 + 1?"), ("assistant", "2"),
         ("user", "/think What is 12 + 30?"),
@@ -230,6 +230,10 @@ REFUSALS = [
     Refusal("a role that is a number", "llama.cpp", CHAT, {"messages": [{"role": 123, "content": "x"}]}, ("role",)),
     Refusal("a role that is none", "SGLang", CHAT, {"messages": says(("wizard", "x"))}, ("role", "wizard")),
     Refusal("a content that is a number", "llama.cpp", CHAT, {"messages": says(("system", 123))}, ("content",)),
+    Refusal("no content of a user", "", CHAT, {"messages": says(("user", None))}, ("messages[0].content", "null")),
+    Refusal("a tool's call in a history", "vLLM", CHAT, {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, (
+        "messages[0].tool_calls", "tools are not available",
+    )),
     Refusal("an image", "SGLang", CHAT, {"messages": says(("user", IMAGE))}, ("image_url",)),
     Refusal("no prompt", "vLLM", TEXT, {"max_tokens": 1}, ("prompt",)),
     Refusal("an empty list of prompts", "vLLM", TEXT, text(prompt=[]), ("prompt",)),

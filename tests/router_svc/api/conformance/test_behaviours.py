@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from router_svc.api.openai_bodies import ChatBody
+from router_svc.text.chat import ChatTemplate
 from tests import checkpoints
 from tests.http_calls import post
-from tests.router_svc.api.conformance.behaviours import BEHAVIOURS, CHAT, REFUSALS, TEXT, Behaviour, Refusal, text
+from tests.router_svc.api.conformance.behaviours import BEHAVIOURS, CHAT, REFUSALS, TEXT, Behaviour, Refusal, says, text
 from tests.server import RunningServer, one_process
 
 
@@ -121,6 +123,42 @@ def test_usage_of_streams(server: RunningServer, options: dict[str, Any] | None,
     events = [json.loads(line[6:]) for line in raw.splitlines() if line.startswith("data: {")]
     assert [e["usage"]["completion_tokens"] for e in events if e.get("usage")] == counted
     assert len({e["usage"]["prompt_tokens"] for e in events if e.get("usage")}) <= 1
+
+
+HISTORY = [
+    ({"content": ""}, ""),
+    ({"content": None}, ""),
+    ({}, ""),
+    ({"content": None, "refusal": "I won't."}, "I won't."),
+    (
+        {"content": "So.", "refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": []},
+        "So.",
+    ),
+    ({"content": [{"type": "refusal", "refusal": "No."}]}, "No."),
+    ({"content": [{"type": "text", "text": "a"}, {"type": "output_text", "text": "b"}]}, "a\nb"),
+    ({"content": "So.", "reasoning": "Hm."}, "So."),
+    ({"content": "So.", "reasoning_content": "Hm."}, "So."),
+]
+
+
+@pytest.mark.parametrize(("turn", "said"), HISTORY)
+def test_history_as_clients_keep_it(server: RunningServer, turn: dict[str, Any], said: str) -> None:
+    def prompt(assistant: dict[str, Any]) -> Any:
+        turns = [*says(("user", "a")), {"role": "assistant", **assistant}, *says(("user", "b"))]
+        status, found, headers = post(server, "/tokenize", {"messages": turns})
+        assert status == 200, found
+        assert headers["warning"] is None
+        return found["tokens"]
+
+    assert prompt(turn) == prompt({"content": said})
+
+
+def test_templates_see_the_reasoning_of_a_history() -> None:
+    template = "{% for m in messages %}{{ m.reasoning }}{{ m.reasoning_content }}{{ m.name }}{% endfor %}"
+    body = ChatBody.model_validate({"messages": [{"role": "assistant", "reasoning": "Hm.", "name": "n"}]})
+    (turn,) = body.turns()
+    found = ChatTemplate(template, {}, "").render([{**turn.extra, "role": turn.role, "content": turn.content}], {})
+    assert found == "Hm.Hm.n"
 
 
 def test_a_prompt_that_was_there_before_is_cached(server: RunningServer) -> None:
