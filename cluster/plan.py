@@ -1,5 +1,6 @@
 """ServePlan: a checked start. Everything that can be known to fail is found here, before any process or weight."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from router_svc.api.calls import ModelInfo
 from router_svc.api.limits import ServiceLimits
 from router_svc.api.service import TextStack
 from router_svc.engine.config import EngineConfig
-from router_svc.models.registry import load_spec
+from router_svc.models.registry import ignored_keys, load_spec
 from router_svc.models.spec import ModelSpec, attention_bytes, expert_bytes, kv_bytes_per_token
-from router_svc.models.weights import WeightLoader
+from router_svc.models.weights import WeightLoader, as_stored
 
+log = logging.getLogger(__name__)
 BLOCK_SIZE = 16  # tokens
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _KV_SHARE = 0.1  # of free memory, where nothing is said
@@ -90,7 +92,10 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True, check
     if config.chat_template is not None:
         config = replace(config, chat_template=config.chat_template.absolute())  # doors may run in another folder
     spec = load_spec(folder)
-    _check_tensors(spec, CheckpointReader(folder))
+    reader = CheckpointReader(folder)
+    spec = as_stored(spec, reader)
+    _check_tensors(spec, reader)
+    _say_ignored(folder, reader)
     if check_text:
         TextStack.load(folder, spec, config.reasoning_parser, config.chat_template)
     device = _device(config.device)
@@ -144,6 +149,15 @@ def _check_tensors(spec: ModelSpec, reader: CheckpointReader) -> None:
     """Every tensor that any rank will read, by name, shape and dtype, from the files' headers."""
     WeightLoader(spec, reader, torch.float32, "meta").check()
     check_experts(spec.experts, reader)
+
+
+def _say_ignored(folder: Path, reader: CheckpointReader) -> None:
+    """What of the folder has no effect, each in a line of the log."""
+    if reader.note:
+        log.warning("%s: %s", folder, reader.note)
+    keys = ignored_keys(folder)
+    if keys:
+        log.warning("%s: keys without effect: %s", folder / "config.json", ", ".join(keys))
 
 
 def balancing_of(config: ServeConfig) -> Balancing:

@@ -23,15 +23,22 @@ class ExpertsSpec:
     """Routed experts of a model. L MoE layers, E logical experts each, top K, hidden H, width I.
 
     `layers[i]` is the model's layer index of MoE layer i: everywhere else in `experts`, "layer" means i.
+    `chosen[i]`: experts that a token of MoE layer i goes to. Where they differ, K is the most, and routes of other
+    layers are padded with -1.
     """
 
     layers: tuple[int, ...]
     experts: int
-    top_k: int
+    chosen: tuple[int, ...]
     hidden: int
     width: int
     activation: str  # "silu"
     names: ExpertNames
+
+    @property
+    def top_k(self) -> int:
+        """K, the columns of a route."""
+        return max(self.chosen)
 
     @property
     def moe_layers(self) -> int:

@@ -2,9 +2,11 @@
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experts.checkpoint.foreign import is_mistrals, refuse_foreign, refuse_pointer
 from experts.errors import UserError
 
 INDEX = "model.safetensors.index.json"
@@ -22,9 +24,11 @@ def check_folder(folder: Path) -> None:
             expected += f" (a hub id? Download it first: hf download {where} --local-dir DIR, and pass DIR)"
         raise UserError("no such folder", expected, where)
     if not folder.is_dir():
-        raise UserError("a file", "a folder with a Hugging Face checkpoint", where)
-    if not (folder / "config.json").is_file():
-        raise UserError("no config.json", "a Hugging Face checkpoint (config.json, *.safetensors, a tokenizer)", where)
+        found = "a GGUF file" if folder.suffix == ".gguf" else "a file"
+        raise UserError(
+            found, "a folder with a Hugging Face checkpoint (config.json, *.safetensors, a tokenizer)", where
+        )
+    refuse_foreign(folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -33,7 +37,9 @@ def read_json(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > _JSON_LIMIT:
             raise UserError(f"{size} bytes", f"JSON of at most {_JSON_LIMIT} bytes", str(path))
-        value = json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        refuse_pointer(path, raw[:64], "a JSON object")
+        value = json.loads(raw)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"unreadable JSON ({error})", "a JSON object", str(path)) from None
     if not isinstance(value, dict):
@@ -41,24 +47,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def refuse_quantised(config: dict[str, Any], folder: Path) -> None:
-    """Raise UserError, naming the method, when config.json declares quantised weights."""
-    section = config.get("quantization_config") or config.get("compression_config") or config.get("quantization")
-    if section:
-        method = section.get("quant_method", "an unnamed method") if isinstance(section, dict) else str(section)
-        raise UserError(
-            f"weights quantised by {method}",
-            "float32, float16 or bfloat16 weights (quantised checkpoints are not supported yet)",
-            str(folder / "config.json"),
-        )
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """The files of a checkpoint. index: the file of each tensor, None without one; note: what was passed over."""
+
+    files: list[Path]
+    index: dict[str, Path] | None = None
+    note: str = ""
 
 
-def shards(folder: Path) -> tuple[list[Path], dict[str, Path] | None]:
-    """The checkpoint's files and, where it has an index, the file of each tensor (None without one).
+def shards(folder: Path) -> Shards:
+    """The checkpoint's files: model.safetensors, else those of the index, else every *.safetensors.
 
     Raises UserError for a missing shard, a .bin-only checkpoint, or an index that leads out of the folder.
     """
-    index = folder / INDEX
+    index, single = folder / INDEX, folder / SINGLE
+    if single.is_file():  # before the index, as transformers has it
+        return Shards([single], note=f"{SINGLE} is read, {INDEX} is not" if index.is_file() else "")
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
@@ -66,26 +71,27 @@ def shards(folder: Path) -> tuple[list[Path], dict[str, Path] | None]:
         if not weight_map:
             raise UserError("an empty weight_map", "the checkpoint's tensors", str(index))
         files = {name: _inside(folder, name, index) for name in sorted(set(weight_map.values()))}
-        return list(files.values()), {tensor: files[name] for tensor, name in weight_map.items()}
-    single = folder / SINGLE
-    found = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
-    if not found:
-        if any(folder.glob("*.bin")):
-            raise UserError(
-                "only .bin weights", "*.safetensors (convert the checkpoint: pickles are never read)", str(folder)
-            )
-        raise UserError("no *.safetensors", "model.safetensors, or shards with an index", str(folder))
-    return found, None
+        return Shards(list(files.values()), {tensor: files[name] for tensor, name in weight_map.items()})
+    every = sorted(folder.glob("*.safetensors"))
+    found = [path for path in every if not is_mistrals(path)]
+    if found:
+        return Shards(found)
+    if every:
+        raise UserError(f"{every[0].name}, Mistral's own format", f"{SINGLE}, or shards with an index", str(folder))
+    if any(folder.glob("*.gguf")):
+        raise UserError("GGUF files and no *.safetensors", "the model's own safetensors", str(folder))
+    if any(folder.glob("*.bin")):
+        raise UserError(
+            "only .bin weights", "*.safetensors (convert the checkpoint: pickles are never read)", str(folder)
+        )
+    raise UserError("no *.safetensors", f"{SINGLE}, or shards with an index", str(folder))
 
 
 def _inside(folder: Path, name: str, index: Path) -> Path:
-    """The file that an index names. It may be a link only within the folder or, as in the hub's cache, to its blobs."""
-    path = folder / name
+    """The file that an index names. The name is a stranger's and stays in the folder; where a link of that name leads
+    is the user's own affair."""
     if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"file name {name!r}", "a file inside the checkpoint's folder", str(index))
-    if not path.is_file():
+    if not (folder / name).is_file():
         raise UserError(f"missing shard {name}", "every file that the index names", str(index))
-    home, target = folder.resolve(), path.resolve()
-    if not target.is_relative_to(home) and target.parent != home.parent.parent / "blobs":
-        raise UserError(f"shard {name}, a link to {target}", "a file inside the checkpoint's folder", str(index))
-    return path
+    return folder / name

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
-from experts.checkpoint.folder import check_folder, read_json, refuse_quantised, shards
-from experts.checkpoint.safetensors_file import SafetensorsFile
+from experts.checkpoint.folder import check_folder, read_json, shards
+from experts.checkpoint.foreign import refuse_quantised, refuse_wrapped
+from experts.checkpoint.names import spellings
+from experts.checkpoint.safetensors_file import Entry, SafetensorsFile
 from experts.errors import UserError
 
 Job = tuple[str, torch.Tensor, int | None]  # name, destination, row of a fused tensor: see `read_into`
@@ -31,10 +33,11 @@ class CheckpointReader:
         check_folder(self.folder)
         self.config: dict[str, Any] = read_json(self.folder / "config.json")
         refuse_quantised(self.config, self.folder)
-        files, index = shards(self.folder)
-        opened = {path: SafetensorsFile(path) for path in files}
+        found = shards(self.folder)
+        self.note = found.note  # what of the folder is passed over, empty = nothing
+        opened = {path: SafetensorsFile(path) for path in found.files}
         self._home: dict[str, SafetensorsFile] = {}
-        if index is None:
+        if found.index is None:
             for file in opened.values():
                 twice = self._home.keys() & file.entries.keys()
                 if twice:
@@ -42,23 +45,27 @@ class CheckpointReader:
                         f"tensor {min(twice)} in two files", "one, or an index that chooses", str(file.path)
                     )
                 self._home.update(dict.fromkeys(file.entries, file))
-        else:
-            for name, path in index.items():
-                if name not in opened[path].entries:
-                    raise UserError(f"no tensor {name}", "the tensors that the index places there", str(path))
-                self._home[name] = opened[path]
+        else:  # an entry whose tensor is not there may be one that nobody needs
+            self._home = {n: opened[path] for n, path in found.index.items() if n in opened[path].entries}
+        self._index = found.index or {}
+        refuse_wrapped(self.names(), self.folder)
 
     def names(self) -> list[str]:
         """All tensor names, sorted."""
         return sorted(self._home)
 
     def has(self, name: str) -> bool:
-        """Whether the checkpoint holds tensor `name`."""
-        return name in self._home
+        """Whether the checkpoint holds tensor `name`, under one of its spellings."""
+        return any(one in self._home for one in spellings(name))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a stored tensor. Raises UserError when there is none of that name."""
-        return self._file(name).entries[name].shape
+        return self._place(name)[1].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a stored tensor. Raises UserError when there is none of that name, or of a dtype that is not read."""
+        file, _, stored = self._place(name)
+        return file.dtype(stored)
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> torch.Tensor:
         """A copy of its own in `dtype` on `device`. Raises UserError when it is missing or has another shape."""
@@ -82,24 +89,23 @@ class CheckpointReader:
         Raises UserError when the tensor is missing, of another shape or of a dtype that is not read.
         """
         self.check(name, tuple(dest.shape), index)
-        file = self._file(name)
-        entry = file.entries[name]
+        file, entry, stored = self._place(name)
         if index is None:
             file.read_ahead(entry.offset, entry.nbytes)
-            dest.copy_(file.view(name))
+            dest.copy_(file.view(stored))
             return
         row_bytes = entry.nbytes // entry.shape[0]
         file.read_ahead(entry.offset + index * row_bytes, row_bytes)
-        dest.copy_(file.view(name)[index])
+        dest.copy_(file.view(stored)[index])
 
     def check(self, name: str, shape: tuple[int, ...], index: int | None = None) -> None:
         """Raise UserError unless `read_into` would fill a destination of `shape`; reads headers only."""
-        file = self._file(name)
-        file.dtype(name)
+        file, entry, stored = self._place(name)
+        file.dtype(stored)
         if index is None:
             self._check_shape(name, shape)
             return
-        found = file.entries[name].shape
+        found = entry.shape
         rows = found[0] if found else 0
         self._check_shape(name, (rows, *shape))
         if not 0 <= index < rows:
@@ -129,15 +135,22 @@ class CheckpointReader:
                 pool.shutdown(wait=True, cancel_futures=True)
                 failed.result()
 
-    def _file(self, name: str) -> SafetensorsFile:
-        if name not in self._home:
-            raise UserError(f"no tensor {name}", "a complete checkpoint of its architecture", str(self.folder))
-        return self._home[name]
+    def _place(self, name: str) -> tuple[SafetensorsFile, Entry, str]:
+        """(file, entry, stored name) of a tensor under one of its spellings."""
+        for stored in spellings(name):
+            file = self._home.get(stored)
+            if file is not None:
+                return file, file.entries[stored], stored
+        if name in self._index:
+            raise UserError(f"no tensor {name}", "the tensors that the index places there", str(self._index[name]))
+        first = next(iter(self._home), "none")
+        raise UserError(
+            f"no tensor {name} (the first is {first})", "a complete checkpoint of its architecture", str(self.folder)
+        )
 
     def _check_shape(self, name: str, expected: tuple[int, ...]) -> None:
-        file = self._file(name)
-        found = file.entries[name].shape
-        if found != expected:
+        file, entry, _ = self._place(name)
+        if entry.shape != expected:
             raise UserError(
-                f"tensor {name} of shape {list(found)}", f"{list(expected)} as config.json says", str(file.path)
+                f"tensor {name} of shape {list(entry.shape)}", f"{list(expected)} as config.json says", str(file.path)
             )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from experts.checkpoint.foreign import refuse_pointer
 from experts.errors import UserError
 
 READABLE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -78,6 +79,7 @@ class SafetensorsFile:
 
     def _header(self, prefix: bytes, size: int, read: Any) -> tuple[int, dict[str, Any]]:
         """(first byte of the data, entries without __metadata__) of a file of `size` bytes."""
+        refuse_pointer(self.path, prefix, "a safetensors file")
         if len(prefix) < 8:
             raise self._bad(f"{size} bytes", "a safetensors header (truncated file?)")
         (length,) = struct.unpack("<Q", prefix)

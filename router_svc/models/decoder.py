@@ -12,7 +12,7 @@ from experts.checkpoint.reader import CheckpointReader
 from experts.exchange.wire import Route
 from router_svc.engine.batch import ForwardBatch, KVCache
 from router_svc.models.parts.attention import AttentionPlan, paged_attention, plan_attention
-from router_svc.models.parts.gate import softmax_top_k
+from router_svc.models.parts.gate import padded, softmax_top_k
 from router_svc.models.parts.norm import rms_norm
 from router_svc.models.parts.rope import Rope, rotate
 from router_svc.models.spec import ModelSpec
@@ -91,8 +91,9 @@ class CausalModel:
         if layer.gate is None:
             assert layer.mlp is not None, f"layer {index} has neither experts nor an MLP"
             return layer.mlp(x)
-        route = softmax_top_k(x, layer.gate, self.spec.experts.top_k, self.spec.gate.renormalise)
-        routed = experts(self._moe_index[index], x, route).to(x.dtype)
+        own, spec = self._moe_index[index], self.spec
+        route = softmax_top_k(x, layer.gate, spec.experts.chosen[own], spec.gate.renormalise)
+        routed = experts(own, x, padded(route, spec.experts.top_k)).to(x.dtype)
         return routed if layer.mlp is None else routed + layer.mlp(x)
 
 

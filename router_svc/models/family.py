@@ -6,18 +6,21 @@ from router_svc.models.rope_config import rope_spec
 from router_svc.models.spec import Trunk
 
 
-def trunk(config: Config, eps: float) -> Trunk:
-    """Read the shared fields. eps: what the family's transformers class assumes where the key is absent."""
+def trunk(config: Config, eps: float, theta: float = 10000.0, kv_heads: int | None = None) -> Trunk:
+    """Read the shared fields. eps, theta, kv_heads: what the family's transformers class takes where the key is absent;
+    kv heads that are null, or None here, are as many as heads."""
     heads, hidden = config.positive("num_attention_heads"), config.positive("hidden_size")
-    kv_heads = config.positive("num_key_value_heads", heads)
+    own = kv_heads if kv_heads and config.absent("num_key_value_heads") else heads
+    kv_heads = config.positive("num_key_value_heads", own)
     if heads % kv_heads:
         raise config.wrong("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads = {heads}")
     head_dim = config.positive("head_dim", hidden // heads)
     if head_dim % 2:
         raise config.wrong("head_dim", head_dim, "an even number (rope turns pairs)")
-    config.expect("hidden_act", "silu")
-    rope, max_position = rope_spec(config, head_dim), config.positive("max_position_embeddings")
-    stretched = int(rope.factor * rope.original_max_position) if rope.kind == "yarn" else 0
+    config.expect("hidden_act", "silu", "swish")  # two names of one function
+    rope, max_position = rope_spec(config, head_dim, theta), config.positive("max_position_embeddings")
+    base = rope.original_max_position or max_position
+    stretched = int(rope.factor * base) if rope.kind in ("yarn", "linear") else 0
     return Trunk(
         vocab_size=config.positive("vocab_size"),
         hidden=hidden,
@@ -49,12 +52,14 @@ def expert_names(block: str, gate: str, up: str, down: str) -> ExpertNames:
 
 def experts_spec(config: Config, layers: tuple[int, ...], width: int, names: ExpertNames) -> ExpertsSpec:
     """The routed experts. Raises UserError when top-k exceeds the number of experts or no layer is an MoE layer."""
-    experts, top_k = config.positive("num_experts", most=32767), config.positive("num_experts_per_tok")
-    if top_k > experts:
-        raise config.wrong("num_experts_per_tok", top_k, f"at most num_experts = {experts}")
+    experts = config.positive("num_experts", most=32767)
     if not layers:
         raise config.wrong("num_hidden_layers", config.raw("num_hidden_layers"), "at least one MoE layer")
-    return ExpertsSpec(layers, experts, top_k, config.positive("hidden_size"), width, "silu", names)
+    every = config.by_layer("num_experts_per_tok", config.positive("num_hidden_layers"))
+    chosen = tuple(every[layer] for layer in layers)
+    if max(chosen) > experts:
+        raise config.wrong("num_experts_per_tok", max(chosen), f"at most num_experts = {experts}")
+    return ExpertsSpec(layers, experts, chosen, config.positive("hidden_size"), width, "silu", names)
 
 
 def sparse_layers(config: Config, layers: int) -> tuple[int, ...]:

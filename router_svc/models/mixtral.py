@@ -7,7 +7,7 @@ from router_svc.models.spec import GateSpec, ModelSpec
 
 def read(config: Config) -> ModelSpec:
     """The spec of a Mixtral config."""
-    base = trunk(config, eps=1e-5)
+    base = trunk(config, eps=1e-5, theta=1e6, kv_heads=8)
     window = config.positive("sliding_window") if config.raw("sliding_window") is not None else None
     return ModelSpec(
         **base.fields(),

@@ -7,7 +7,7 @@ from router_svc.models.spec import GateSpec, ModelSpec, SharedSpec
 
 def read(config: Config) -> ModelSpec:
     """The spec of a Qwen2-MoE config."""
-    base = trunk(config, eps=1e-6)
+    base = trunk(config, eps=1e-6, kv_heads=16)
     block = "model.layers.{layer}.mlp"
     return ModelSpec(
         **base.fields(),
@@ -33,6 +33,7 @@ def read(config: Config) -> ModelSpec:
 def _windows(config: Config, layers: int) -> tuple[int | None, ...]:
     """Per layer; with use_sliding_window layer_types says which slide, else even ones below max_window_layers do."""
     if not config.flag("use_sliding_window", False):
+        config.expect("layer_types", "full_attention")
         return ()
     window, limit = config.positive("sliding_window", 4096), config.integer("max_window_layers", 28)
     kinds = config.raw("layer_types")

@@ -8,7 +8,7 @@ from router_svc.models.spec import GateSpec, ModelSpec
 def read(config: Config) -> ModelSpec:
     """The spec of a Qwen3-MoE config."""
     window = config.positive("sliding_window", 4096) if config.flag("use_sliding_window", False) else None
-    base = trunk(config, eps=1e-6)
+    base = trunk(config, eps=1e-6, kv_heads=4)
     bias = config.flag("attention_bias", False)
     attention = "model.layers.{layer}.self_attn"
     return ModelSpec(

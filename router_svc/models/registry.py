@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from experts.checkpoint.folder import check_folder, read_json, refuse_quantised
+from experts.checkpoint.folder import check_folder, read_json
+from experts.checkpoint.foreign import refuse_quantised
 from experts.errors import UserError
 from router_svc.models import hunyuan_v1_moe, mixtral, qwen2_moe, qwen3_moe
 from router_svc.models.config_json import Config
@@ -18,8 +19,31 @@ FAMILIES: dict[str, Callable[[Config], ModelSpec]] = {
 }
 
 
+# Keys that every class knows and that change no answer: training, bookkeeping, and what others read.
+_INERT = frozenset(
+    "_name_or_path architectures attention_dropout auto_map bos_token_id chunk_size_feed_forward eod_token_id id2label "
+    "initializer_range is_encoder_decoder label2id model_type output_attentions output_hidden_states output_router_logits "
+    "pad_token_id pretraining_tp problem_type return_dict router_aux_loss_coef router_jitter_noise sep_token_id "
+    "transformers_version use_cache "
+    # Asked for only where others say so.
+    "layer_types max_window_layers sliding_window".split()
+)
+
+
 def load_spec(folder: Path) -> ModelSpec:
     """Read config.json of a checkpoint folder. Raises UserError on anything that is missing, wrong or not built."""
+    config, family = _open(folder)
+    return family(config)
+
+
+def ignored_keys(folder: Path) -> list[str]:
+    """Keys of config.json that the family does not know, as its class in transformers does not: they have no effect."""
+    config, family = _open(folder)
+    family(config)
+    return [key for key in config.unread() if key not in _INERT]
+
+
+def _open(folder: Path) -> tuple[Config, Callable[[Config], ModelSpec]]:
     check_folder(folder)
     values = read_json(folder / "config.json")
     config = Config.of(values, folder)
@@ -33,4 +57,4 @@ def load_spec(folder: Path) -> ModelSpec:
         )
         raise UserError(named, f"a supported one: {', '.join(sorted(FAMILIES))}", config.where)
     refuse_quantised(values, folder)
-    return FAMILIES[model_type](config)
+    return config, FAMILIES[model_type]

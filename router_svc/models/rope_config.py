@@ -1,12 +1,14 @@
 """Rope settings of config.json, in both dialects, as a RopeSpec."""
 
+import json
 import math
 
+from experts.errors import UserError
 from router_svc.models.config_json import Config
 from router_svc.models.spec import RopeSpec
 
 
-def rope_spec(config: Config, dim: int) -> RopeSpec:
+def rope_spec(config: Config, dim: int, default_theta: float) -> RopeSpec:
     """rope_parameters (transformers 5) or rope_theta with rope_scaling (transformers 4), for heads of `dim`.
 
     "dynamic" with alpha is Hunyuan's static form: base * alpha^(D/(D-2)), independent of length; without alpha it
@@ -14,8 +16,8 @@ def rope_spec(config: Config, dim: int) -> RopeSpec:
     Raises UserError for a kind that is not built.
     """
     config.expect("partial_rotary_factor", 1.0, 1)
-    theta = _theta(config, 10000.0)
-    section = config.section("rope_parameters") or config.section("rope_scaling")
+    theta = _theta(config, default_theta)
+    section = _section(config)
     if section is None:
         return RopeSpec("default", dim, theta)
     section.expect("partial_rotary_factor", 1.0, 1)
@@ -33,6 +35,20 @@ def rope_spec(config: Config, dim: int) -> RopeSpec:
     if kind == "yarn":
         return _yarn(config, section, dim, theta)
     raise section.wrong("rope_type", kind, "default, linear, yarn, or dynamic with alpha")
+
+
+def _section(config: Config) -> Config | None:
+    """The object that counts: rope_scaling where both are there, as transformers has it, which then takes no rope_theta
+    from rope_parameters. Raises UserError where that would put its class's default in the place of the one written."""
+    new, old = config.raw("rope_parameters"), config.raw("rope_scaling")
+    if new and old and isinstance(new, dict) and isinstance(old, dict):
+        if old.get("rope_theta") is None and config.raw("rope_theta") is None:
+            kind = {"rope_type": old.get("rope_type") or old.get("type")}
+            merged = {**new, **{key: value for key, value in old.items() if key != "type"}, **kind}
+            expected = f'"rope_parameters": {json.dumps(merged)} alone'
+            raise UserError("rope_scaling without a rope_theta beside rope_parameters", expected, config.where)
+        return config.section("rope_scaling")
+    return config.section("rope_scaling" if old else "rope_parameters")
 
 
 def _theta(config: Config, default: float) -> float:

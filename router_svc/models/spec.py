@@ -68,9 +68,9 @@ class Trunk:
     rope: RopeSpec
     max_position: int
     extendable_to: int | None  # --max-model-len may go up to here; None = not beyond max_position
-    tied: bool
+    tied: bool  # one matrix is embedding and head
     eos_token_ids: tuple[int, ...]
-    dtype: torch.dtype  # the checkpoint's
+    dtype: torch.dtype | None  # the checkpoint's; None = as its weights are stored
 
     def fields(self) -> dict[str, Any]:
         """Field by field, to build a ModelSpec from."""

@@ -1,7 +1,7 @@
 """From a checkpoint to the tensors of an attention rank: names in, fused weights out. Never reads routed experts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,6 +11,7 @@ from router_svc.models.parts.mlp import SwiGLU
 from router_svc.models.spec import ModelSpec, attention_bytes
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(slots=True)
@@ -53,11 +54,19 @@ class _Raw:
     mlp: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None
 
 
+def as_stored(spec: ModelSpec, reader: CheckpointReader) -> ModelSpec:
+    """The spec as the checkpoint has it: tied only where one of embedding and head is stored (what the file holds wins
+    over what config.json says), and with the dtype of its weights where config.json has none."""
+    first = HEAD if reader.has(HEAD) and not reader.has(EMBEDDING) else EMBEDDING
+    dtype = spec.dtype or reader.dtype(first)
+    return replace(spec, tied=spec.tied and not (reader.has(EMBEDDING) and reader.has(HEAD)), dtype=dtype)
+
+
 class WeightLoader:
     """Hands out empty tensors and fills them several at once, a layer at a time. One use."""
 
     def __init__(self, spec: ModelSpec, reader: CheckpointReader, dtype: torch.dtype, device: str) -> None:
-        self._spec, self._reader, self._dtype, self._device = spec, reader, dtype, device
+        self._spec, self._reader, self._dtype, self._device = as_stored(spec, reader), reader, dtype, device
         self._jobs: list[Job] = []
         self._done = 0
 
@@ -69,7 +78,9 @@ class WeightLoader:
         spec = self._spec
         embed, head, norm = self._ends()
         self._fill(progress)
-        projection = Linear(head, keep=spec.tied)
+        if head is not embed and torch.equal(head, embed):
+            head = embed  # stored twice
+        projection = Linear(head, keep=head is embed)
         del head  # packed or kept as the embedding
         return ModelWeights(embed, projection, norm, tuple(self._layer(i, progress) for i in range(spec.layers)))
 
@@ -84,8 +95,9 @@ class WeightLoader:
     def _ends(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Embedding [V, H], head [V, H] (the same tensor when tied), norm [H]."""
         spec = self._spec
-        embed = self._take("model.embed_tokens.weight", spec.vocab_size, spec.hidden)
-        head = embed if spec.tied else self._take("lm_head.weight", spec.vocab_size, spec.hidden)
+        first = HEAD if spec.tied and not self._reader.has(EMBEDDING) else EMBEDDING
+        embed = self._take(first, spec.vocab_size, spec.hidden)
+        head = embed if spec.tied else self._take(HEAD, spec.vocab_size, spec.hidden)
         return embed, head, self._take("model.norm.weight", spec.hidden)
 
     def _layer(self, index: int, progress: Progress | None) -> LayerWeights:

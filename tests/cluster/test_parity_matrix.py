@@ -22,6 +22,19 @@ def prompts() -> list[list[int]]:
     return [[random.Random(f"{n}/{i}").randrange(1, checkpoints.VOCABULARY) for i in range(n)] for n in LENGTHS]
 
 
+@pytest.mark.parametrize("topology", ["2+2", "colocated2"])
+def test_layers_that_choose_different_numbers_of_experts(tmp_path: Path, topology: str) -> None:
+    """Routes of narrower layers are padded with -1: no rank computes such a pair, and none counts it."""
+    chosen, ids = [4, 1, 2], prompts()[2]
+    folder = checkpoints.make("hunyuan_v1_moe", tmp_path / "c", seed=5, moe_topk=chosen)
+    wanted, logits = checkpoints.reference_greedy(folder, ids, COUNT)
+    assert checkpoints.smallest_gap(logits) >= 1e-3, "pick another seed: a near-tie decides a token"
+    with topologies.running(folder, topology, num_redundant_experts=4) as cluster:
+        assert cluster.complete([EngineRequest("r", tuple(ids), sampling(COUNT))]) == [wanted]
+        totals = sum(w.joined.layers.loads.snapshot().sum(dim=1) for w in cluster.workers if w.joined and w.held)
+    assert totals.tolist() == [k * (len(ids) + COUNT - 1) for k in chosen]
+
+
 @pytest.mark.parametrize("topology", topologies.TOPOLOGIES)
 def test_tokens_are_transformers(folder: Path, topology: str) -> None:
     wanted = []

@@ -4,7 +4,7 @@ import torch
 
 from experts.spec import ExpertNames, ExpertsSpec
 
-SPEC = ExpertsSpec((0, 1), 8, 2, 16, 8, "silu", ExpertNames(*("unused",) * 5))
+SPEC = ExpertsSpec((0, 1), 8, (2, 2), 16, 8, "silu", ExpertNames(*("unused",) * 5))
 
 
 def all_weights() -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,7 +22,7 @@ NAMES = ExpertNames(
     fused_gate_up="l{layer}.gate_up",
     fused_down="l{layer}.fused_down",
 )
-SPEC = ExpertsSpec((1, 3), EXPERTS, 2, HIDDEN, WIDTH, "silu", NAMES)
+SPEC = ExpertsSpec((1, 3), EXPERTS, (2, 2), HIDDEN, WIDTH, "silu", NAMES)
 
 
 def write(folder: Path, fused: bool, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,6 +74,6 @@ def test_a_missing_expert_is_named(tmp_path: Path) -> None:
 
 def test_a_wrong_shape_is_named(tmp_path: Path) -> None:
     write(tmp_path / "c", fused=False)
-    wide = ExpertsSpec(SPEC.layers, EXPERTS, 2, HIDDEN, WIDTH + 1, "silu", NAMES)
+    wide = ExpertsSpec(SPEC.layers, EXPERTS, (2, 2), HIDDEN, WIDTH + 1, "silu", NAMES)
     with pytest.raises(UserError, match=r"tensor l1\.e0\.\w+ of shape"):
         load_slots(ExpertSlots(wide, 1, torch.float32), np.array([[0], [0]]), CheckpointReader(tmp_path / "c"))

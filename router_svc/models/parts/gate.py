@@ -17,3 +17,11 @@ def softmax_top_k(x: torch.Tensor, weight: torch.Tensor, top_k: int, renormalise
         return Route(ids.to(torch.int32), chosen.softmax(-1))
     weights, ids = logits.softmax(-1).topk(top_k, dim=-1)
     return Route(ids.to(torch.int32), weights)
+
+
+def padded(route: Route, width: int) -> Route:
+    """The route with `width` columns: beyond its own, no expert (-1) with weight 0."""
+    missing = width - route.ids.shape[1]
+    if not missing:
+        return route
+    return Route(functional.pad(route.ids, (0, missing), value=-1), functional.pad(route.weights, (0, missing)))

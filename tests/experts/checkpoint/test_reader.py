@@ -99,7 +99,7 @@ def test_read_many_fills_views_and_reports_progress(tmp_path: Path) -> None:
 
 def test_missing_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
     reader = CheckpointReader(write(tmp_path / "c", 2))
-    with pytest.raises(UserError, match=r"found no tensor c\.weight"):
+    with pytest.raises(UserError, match=r"found no tensor c\.weight \(the first is "):
         reader.shape("c.weight")
     with pytest.raises(
         UserError, match=r"model-0000\d-of-00002.*a\.weight of shape \[3, 4\], expected \[4, 3\] as config\.json says"
@@ -138,17 +138,13 @@ def test_folders_without_readable_weights(tmp_path: Path) -> None:
         ({"weight_map": {"a.weight": "../model.safetensors"}}, ("'../model.safetensors'", "inside")),
         ({"weight_map": {"a.weight": "/etc/passwd"}}, ("'/etc/passwd'", "inside")),
         ({"weight_map": {"a.weight": "a\0b"}}, ("inside",)),
-        ({"weight_map": {"a.weight": "link.safetensors"}}, ("a link to", "inside")),
-        ({"weight_map": {"other": "model.safetensors"}}, ("no tensor other", "index")),
         ({"weight_map": {"a.weight": 3}}, ("weight_map",)),
         ({"weight_map": {}}, ("empty weight_map",)),
         ({}, ("weight_map",)),
     ],
 )
 def test_broken_indexes(tmp_path: Path, index: object, words: tuple[str, ...]) -> None:
-    write(tmp_path / "outside")
-    folder = write(tmp_path / "c")
-    (folder / "link.safetensors").symlink_to(tmp_path / "outside" / "model.safetensors")
+    folder = write(tmp_path / "c", 2)
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     refusal(folder, *words)
 
@@ -164,6 +160,105 @@ def test_the_hub_caches_links_are_followed(tmp_path: Path) -> None:
         path.rename(blob)
         path.symlink_to(os.path.relpath(blob, folder))
     assert CheckpointReader(folder).names() == sorted(TENSORS)
+
+
+def test_links_lead_where_the_user_has_them_lead(tmp_path: Path) -> None:
+    """A link is the user's; only the names in an index are a stranger's."""
+    folder = write(tmp_path / "c", 3)
+    (tmp_path / "store").mkdir()
+    for at, path in enumerate(sorted(folder.glob("*.safetensors"))):
+        path.rename(tmp_path / "store" / f"{at:040x}")
+        path.symlink_to(tmp_path / "store" / f"{at:040x}")
+    assert CheckpointReader(folder).names() == sorted(TENSORS)
+
+
+def test_an_index_may_name_what_nobody_needs(tmp_path: Path) -> None:
+    folder = write(tmp_path / "c", 2)
+    index = folder / "model.safetensors.index.json"
+    named = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": {**named, "rotary_emb.inv_freq": named["a.weight"]}}))
+    reader = CheckpointReader(folder)
+    assert reader.names() == sorted(TENSORS)
+    with pytest.raises(UserError, match=r"no tensor rotary_emb.inv_freq, expected the tensors that the index places"):
+        reader.shape("rotary_emb.inv_freq")
+
+
+@pytest.mark.parametrize("shards", ["there", "gone"])
+def test_one_file_goes_before_an_index(tmp_path: Path, shards: str) -> None:
+    folder = write(tmp_path / "c", 2)
+    if shards == "gone":
+        for path in folder.glob("model-*.safetensors"):
+            path.unlink()
+    save_file({"a.weight": torch.zeros(3, 4)}, folder / "model.safetensors")
+    reader = CheckpointReader(folder)
+    assert reader.names() == ["a.weight"]
+    assert reader.note == "model.safetensors is read, model.safetensors.index.json is not"
+    assert CheckpointReader(write(tmp_path / "d")).note == ""
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked"),
+    [
+        ("layers.0.x.weight", "model.layers.0.x.weight"),
+        ("norm.weight", "model.norm.weight"),
+        ("model.layers.0.mlp.gate.weight", "model.layers.0.block_sparse_moe.gate.weight"),
+        ("layers.0.mlp.experts.gate_up_proj", "model.layers.0.block_sparse_moe.experts.gate_up_proj"),
+    ],
+)
+def test_other_spellings_of_a_name(tmp_path: Path, stored: str, asked: str) -> None:
+    folder = write(tmp_path / "c")
+    save_file({stored: torch.arange(6.0).view(2, 3)}, folder / "model.safetensors")
+    reader = CheckpointReader(folder)
+    assert reader.has(asked)
+    assert reader.shape(asked) == (2, 3)
+    assert reader.dtype(asked) == torch.float32
+    assert reader.tensor(asked, (2, 3), torch.float32).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert reader.expert_slice(asked, 1, (3,), torch.float32).tolist() == [3, 4, 5]
+    save_file({stored: torch.zeros(1), asked: torch.ones(1)}, folder / "model.safetensors")
+    assert CheckpointReader(folder).tensor(asked, (1,), torch.float32).item() == 1, "its own name goes first"
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4' * 64}\nsize 1000\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"adapter_config.json": "{}", "adapter_model.safetensors": "x"}, ("LoRA adapter", "merge")),
+        ({"config.json": "{}", "adapter_config.json": "{}", "model.safetensors": "x"}, ("LoRA adapter", "merge")),
+        ({"model.Q4_K_M.gguf": "GGUF"}, ("GGUF", "safetensors")),
+        ({"config.json": "{}", "model.Q4_K_M.gguf": "GGUF"}, ("GGUF", "safetensors")),
+        ({"params.json": "{}", "consolidated.safetensors": "x"}, ("Mistral's own format (params.json)", "config.json")),
+        ({"config.json": "{}", "consolidated.00.safetensors": "x"}, ("consolidated.00.safetensors, Mistral's",)),
+        ({"config.json": "{}", "quantize_config.json": "{}"}, ("AutoGPTQ", "not supported yet")),
+        ({"config.json": "{}", "hf_quant_config.json": "{}"}, ("modelopt", "not supported yet")),
+        ({"config.json": '{"quantization_config": {"load_in_4bit": true}}'}, ("bitsandbytes",)),
+        ({"config.json": '{"quantization_config": {"quant_algo": "NVFP4"}}'}, ("modelopt (NVFP4)",)),
+        ({"config.json": '{"quantization": {"group_size": 64, "bits": 4}}'}, ("MLX",)),
+        ({"config.json": '{"quantization_config": {"x": 1}}'}, ("an unnamed method",)),
+        ({"config.json": POINTER}, ("config.json", "git-lfs pointer", "git lfs pull")),
+        ({"config.json": "{}", "model.safetensors": POINTER}, ("model.safetensors", "git-lfs pointer")),
+        ({"config.json": "{}", "model.safetensors.index.json": POINTER}, ("index.json", "git-lfs pointer")),
+    ],
+)  # fmt: skip
+def test_other_formats_are_named_with_the_way_out(
+    tmp_path: Path, files: dict[str, str], words: tuple[str, ...]
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    refusal(tmp_path, *words)
+
+
+def test_a_gguf_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    refusal(tmp_path / "model.gguf", "a GGUF file", "a folder")
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model."])
+def test_names_of_a_training_wrapper(tmp_path: Path, prefix: str) -> None:
+    folder = write(tmp_path / "c")
+    save_file({f"{prefix}model.norm.weight": torch.zeros(2)}, folder / "model.safetensors")
+    refusal(folder, f"tensor {prefix}model.norm.weight", f"without '{prefix}'")
 
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

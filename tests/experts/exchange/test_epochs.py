@@ -23,7 +23,7 @@ from tests.experts.exchange.groups import random_inputs
 from tests.experts.small_experts import all_weights
 from tests.patience import PATIENCE
 
-SPEC = ExpertsSpec((0,), 8, 2, 16, 8, "silu", ExpertNames(*("unused",) * 5))
+SPEC = ExpertsSpec((0,), 8, (2,), 16, 8, "silu", ExpertNames(*("unused",) * 5))
 FORM = BlockForm(SPEC.hidden, SPEC.top_k, torch.float32)
 SEATS = (Member(0, "expert"), Member(1, "expert"), Member(2, "expert"), Member(3, "attention"))
 # ranks 0 and 2 hold all experts between them, rank 1 nothing: it may leave and join

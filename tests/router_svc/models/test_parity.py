@@ -148,6 +148,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "hunyuan_v1_moe",
         {"tie_word_embeddings": False, "moe_topk": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     ),
+    "hunyuan, top-k by layer": ("hunyuan_v1_moe", {"moe_topk": [4, 1, 2]}),
     "hunyuan, biases": ("hunyuan_v1_moe", {"attention_bias": True}),
     "mixtral, no window, tied, wide heads": (
         "mixtral",

@@ -13,6 +13,7 @@ from experts.errors import UserError
 from router_svc.models.decoder import build_model
 from router_svc.models.registry import load_spec
 from router_svc.models.spec import attention_bytes, expert_bytes
+from router_svc.models.weights import as_stored
 from tests import checkpoints
 
 
@@ -76,11 +77,43 @@ def test_what_does_not_fit_is_named(tmp_path: Path, name: str, tensor: torch.Ten
     assert words in str(caught.value)
 
 
-def test_a_tied_checkpoints_copy_of_the_head_is_ignored(tmp_path: Path) -> None:
-    folder = own(tmp_path / "c", "hunyuan_v1_moe", ("lm_head.weight", torch.full((3, 3), 7.0)))
-    reader = Noting(folder)
-    build_model(load_spec(folder), reader, torch.float32, "cpu")
-    assert "lm_head.weight" not in reader.read
+def head_and_embedding(folder: Path) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """The loaded head and embedding, float32 [V, H] each, and whether they are one tensor."""
+    model = build_model(load_spec(folder), CheckpointReader(folder), torch.float32, "cpu")
+    weights = model._weights
+    rows = torch.eye(weights.embed.shape[1])
+    return weights.head(rows).T, weights.embed, weights.head._weight is weights.embed
+
+
+def test_the_head_that_is_stored_is_used(tmp_path: Path) -> None:
+    """Hunyuan's config here says that head and embedding are tied."""
+    other = torch.randn(320, 48, generator=torch.Generator().manual_seed(2))
+    own_head = own(tmp_path / "a", "hunyuan_v1_moe", ("lm_head.weight", other))
+    head, embed, shared = head_and_embedding(own_head)
+    assert torch.allclose(head, other)
+    assert not torch.allclose(embed, other)
+    assert not shared
+    twice = own(tmp_path / "b", "hunyuan_v1_moe", ("lm_head.weight", embed.clone()))
+    head, again, shared = head_and_embedding(twice)
+    assert torch.allclose(head, embed)
+    assert torch.equal(again, embed)
+    assert shared, "no second copy is kept"
+    only = own(tmp_path / "c", "hunyuan_v1_moe", ("lm_head.weight", other), ("model.embed_tokens.weight", None))
+    head, embed, _ = head_and_embedding(only)
+    assert torch.equal(embed, other)
+    assert torch.allclose(head, other)
+    assert not as_stored(load_spec(own_head), CheckpointReader(own_head)).tied
+    assert as_stored(load_spec(only), CheckpointReader(only)).tied
+
+
+@pytest.mark.parametrize("dtype", ["auto", None])
+def test_the_dtype_is_the_weights_where_the_config_has_none(tmp_path: Path, dtype: str | None) -> None:
+    embedding = load_file(checkpoints.shared("mixtral") / "model.safetensors")["model.embed_tokens.weight"]
+    folder = own(tmp_path / "c", "mixtral", ("model.embed_tokens.weight", embedding.to(torch.float16)))
+    checkpoints.edit_config(folder, ("torch_dtype",), dtype=dtype)
+    spec = load_spec(folder)
+    assert spec.dtype is None
+    assert as_stored(spec, CheckpointReader(folder)).dtype == torch.float16
 
 
 def test_a_config_of_another_shape_than_its_tensors(tmp_path: Path) -> None:

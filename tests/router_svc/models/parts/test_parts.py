@@ -38,7 +38,7 @@ def test_stretched_ropes_equal_transformers(fields: dict[str, object]) -> None:
     config = transformers.Qwen3MoeConfig(head_dim=64, max_position_embeddings=8192, rope_parameters=dict(theirs))
     wanted, factor = ROPE_INIT_FUNCTIONS[str(fields["rope_type"])](config, "cpu")
     values = {"max_position_embeddings": 8192, "rope_theta": 150000.0, "rope_scaling": fields}
-    spec = rope_spec(Config(values, "config.json"), 64)
+    spec = rope_spec(Config(values, "config.json"), 64, 10000.0)
     assert torch.allclose(inverse_frequencies(spec), wanted, rtol=1e-6, atol=0)
     assert spec.attention_factor == pytest.approx(factor)
 
