@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from experts.checkpoint.folder import read_json
+from experts.checkpoint.foreign import refuse_pointer
 from experts.errors import UserError
 from router_svc.text.tokenizer_files import SETTINGS, tokenizer_settings
 
@@ -118,6 +119,8 @@ def _in_folder(folder: Path) -> tuple[str, Path] | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        refuse_pointer(path, text[:64].encode(), "a jinja2 template")
+        return text
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"an unreadable file ({error})", "a jinja2 template in UTF-8", str(path)) from None

@@ -171,10 +171,27 @@ def test_tokenizer_model_with_added_tokens(tmp_path: Path, pieces: bytes) -> Non
     check(tmp_path, LlamaTokenizer)
 
 
-def test_an_added_token_that_gets_another_id_is_refused(folder: Path) -> None:
-    """The library counts on from its vocabulary, whatever number the file gives."""
-    edit(folder / "tokenizer_config.json", added_tokens_decoder={"900": entry("<|tool|>")})
-    with pytest.raises(UserError, match=r"token '<\|tool\|>' read with id \d+, expected id 900"):
+@pytest.mark.parametrize("gap", [0, 1, 7])
+def test_added_tokens_have_the_ids_of_their_files(tmp_path: Path, pieces: bytes, gap: int) -> None:
+    """Models were trained with the files' ids, which may leave some out; the library would count on without a gap."""
+    (tmp_path / "tokenizer.model").write_bytes(pieces)
+    right = sentencepiece.SentencePieceProcessor(model_proto=pieces)
+    end = right.vocab_size() + gap
+    names = {"<|im_end|>": end, "<|im_start|>": end + 1 + gap, "<|bos|>": end + 40}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(names))
+    edit(tmp_path / "tokenizer_config.json", eos_token="<|im_end|>", bos_token="<|bos|>", add_bos_token=True)
+    own = load_tokenizer(tmp_path)
+    said = own.encode("<|im_start|>the cat<|im_end|>", True)
+    assert (said[0], said[1], said[-1]) == (end + 40, end + 1 + gap, end)
+    assert own.encode("the cat", False) == right.encode("the cat")
+    assert own.decode([end + 1 + gap], skip_special=False) == "<|im_start|>"
+    assert own.eos_ids == (end,)
+    assert own.decode(said[2:-1]) == "the cat"
+
+
+def test_an_added_token_whose_id_another_has_is_refused(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", added_tokens_decoder={"5": entry("<|tool|>")})
+    with pytest.raises(UserError, match=r"token '<\|tool\|>' read with id \d+, expected id 5"):
         load_tokenizer(folder)
 
 
@@ -195,6 +212,9 @@ def test_hunyuans_tokenizer_is_chosen_by_class_or_family(tmp_path: Path) -> None
         load_tokenizer(tmp_path)
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4" * 64 + b"\nsize 1000\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
@@ -206,6 +226,10 @@ def test_hunyuans_tokenizer_is_chosen_by_class_or_family(tmp_path: Path) -> None
         ("special_tokens_map.json", b"[1]", "special_tokens_map.json"),
         ("added_tokens.json", b"{", "added_tokens.json"),
         ("tokenizer_config.json", b'"text"', "tokenizer_config.json"),
+        ("tokenizer.json", POINTER, "tokenizer.json: found a git-lfs pointer"),
+        ("tokenizer.model", POINTER, "tokenizer.model: found a git-lfs pointer"),
+        ("hy.tiktoken", POINTER, "hy.tiktoken: found a git-lfs pointer"),
+        ("added_tokens.json", POINTER, "added_tokens.json: found a git-lfs pointer"),
     ],
 )
 def test_what_is_not_read_is_named(tmp_path: Path, name: str, content: bytes, says: str) -> None:
