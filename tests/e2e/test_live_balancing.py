@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from cluster.balance.policies.tokenyard import TokenyardPolicy
 from cluster.balance.shape import ClusterShape
@@ -53,6 +54,7 @@ def replicas(client: Client) -> np.ndarray:
     return np.stack([np.bincount(row[row >= 0], minlength=64) for row in table])
 
 
+@pytest.mark.slow
 def test_copies_follow_the_traffic_and_answers_stay(start_cluster: Starter, tmp_path: Path) -> None:
     trace = tmp_path / "loads.npz"
     options = {

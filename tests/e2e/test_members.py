@@ -17,6 +17,7 @@ from tests.patience import PATIENCE
 QUESTIONS = [f"{a}+{b}=?" for a, b in ((123, 456), (777, 288), (905, 95), (310, 641), (58, 999), (444, 555))]
 
 
+@pytest.mark.slow
 def test_a_rank_is_exchanged_under_streams(start_cluster: Starter) -> None:
     options = {"attention_workers": 1, "expert_workers": 3, "num_redundant_experts": 35, "eplb_interval": 6}
     with start_cluster(checkpoint_path(), **options) as cluster, Client(f"127.0.0.1:{cluster.grpc_port}") as client:

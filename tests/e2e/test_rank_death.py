@@ -18,7 +18,7 @@ from tests.e2e.conftest import Starter
 from tests.patience import PATIENCE, wait_until
 
 
-@pytest.mark.parametrize("role", ["expert", "attention"])
+@pytest.mark.parametrize("role", ["expert", pytest.param("attention", marks=pytest.mark.slow)])
 def test_killed_rank(role: str, start_cluster: Starter, tmp_path: Path) -> None:
     folder = checkpoints.make("qwen2_moe", tmp_path)
     with start_cluster(folder, attention_workers=1, expert_workers=2) as cluster:

@@ -24,7 +24,7 @@ from tests.topologies import TOPOLOGIES
 COUNT = 8
 LENGTHS = (1, 19, 150, 260)
 PAGE = "https://chat.example.org"
-FAST = [("hunyuan_v1_moe", "1+2"), ("qwen3_moe", "2+2"), ("mixtral", "colocated2")]
+FAST = [("qwen3_moe", "2+2")]  # 1+2 with the small model, which is Hunyuan's, starts in other files
 ALL = [(a, t) for a in checkpoints.ARCHITECTURES for t in TOPOLOGIES if t != "1+0" and (a, t) not in FAST]
 
 

@@ -27,6 +27,13 @@ def hot_spot(steps: int, hot: list[int | None]) -> np.ndarray:
     return loads
 
 
+def test_actors_run_every_step_and_their_answers_are_right(http_port: int) -> None:
+    run = run_actors(hot_spot(60, [3]), "tokenyard", replace(SETTINGS, steps=60))
+    assert run.steps == 60
+    assert run.error < 1e-5
+
+
+@pytest.mark.slow
 def test_a_hot_expert_gets_a_copy_and_the_slowest_ranks_load_falls(http_port: int) -> None:
     loads = hot_spot(300, [3, 9])
     still = run_actors(loads, "none", SETTINGS)

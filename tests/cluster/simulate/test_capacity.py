@@ -1,13 +1,13 @@
 """Capacity: known model facts, hand-computed cases, and what must rise and fall."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cluster.cli.main import main
 from cluster.simulate.capacity import Load, active_share, floor_tokens, predict
 from cluster.simulate.exchange import ranks_hit
 from cluster.simulate.hardware import PROFILES, hardware
@@ -134,17 +134,23 @@ def test_shapes_that_can_not_be(sizes: Sizes) -> None:
         predict(sizes, hardware("h200"), 12, Load(1, shards=8))
 
 
-def test_the_command(folder: Path) -> None:
-    words = [sys.executable, "-m", "cluster.cli.main", "simulate", "--hardware", "a100-80g", "--model", str(folder)]
-    done = subprocess.run([*words, "--ranks", "8,16,320", "--json"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert [json.loads(line)["ranks"] for line in done.stdout.splitlines()] == [8, 16, 320]
+def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tokenyard", "simulate", "--hardware", "a100-80g", "--model", str(folder)]
+
+    def run(*more: str) -> int:
+        monkeypatch.setattr(sys, "argv", [*words, *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    assert run("--ranks", "8,16,320", "--json") == 0
+    assert [json.loads(line)["ranks"] for line in capsys.readouterr().out.splitlines()] == [8, 16, 320]
     for wrong, told in (
         (["--hardware", "tpu"], "one of a100-80g"), (["--ranks", "x"], "a number"), (["--model", "nowhere"], "nowhere"),
         (["--weights", "fp3"], "one of bfloat16"),
         (["--exchange", "x"], "one of bf16"), (["--shards", "3"], "divide 8"), (["--ranks", "8,600"], "1 to 512"),
     ):  # fmt: skip
-        done = subprocess.run([*words, *wrong], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 2, wrong
-        assert told in done.stderr
-        assert done.stderr.count("\n") == 1
+        assert run(*wrong) == 2, wrong
+        printed = capsys.readouterr().err
+        assert told in printed
+        assert printed.count("\n") == 1

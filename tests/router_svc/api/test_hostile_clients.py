@@ -102,7 +102,7 @@ def test_http_readers_that_stop_are_held_and_others_go_on(server: RunningServer)
     body = {"prompt": "Once", "max_tokens": 1900, "ignore_eos": True, "stream": True, "n": 8, "logprobs": 20}
     raw, place = json.dumps(body).encode(), urlsplit(server.url)
     wires = []
-    for _ in range(3):
+    for _ in range(2):
         wires.append(socket.socket())
         wires[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         wires[-1].connect((place.hostname, place.port))
@@ -112,10 +112,10 @@ def test_http_readers_that_stop_are_held_and_others_go_on(server: RunningServer)
         assert wires[-1].recv(15) == b"HTTP/1.1 200 OK"
     before = server.stats().generated_tokens
     steps = -1
-    while steps != server.stats().steps:  # until all three are held, nothing else runs
+    while steps != server.stats().steps:  # until both are held, nothing else runs
         steps = server.stats().steps
         time.sleep(0.3)
-    assert server.stats().generated_tokens - before < 3 * 8 * 1800
+    assert server.stats().generated_tokens - before < 2 * 8 * 1800
     with Client(server.target) as client:
         (answer,) = client.generate("Once", max_tokens=50, ignore_eos=True)
     assert answer.usage["completion_tokens"] == 50

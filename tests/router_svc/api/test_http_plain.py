@@ -239,7 +239,7 @@ _optional: dict[str, st.SearchStrategy[Any]] = {
 _fields = st.fixed_dictionaries({"prompt": _prompts}, optional=_optional)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=_fields)
 def test_generated_requests_get_documented_answers(server: RunningServer, body: dict[str, Any]) -> None:
     if isinstance(body.get("max_tokens"), int) and not isinstance(body["max_tokens"], bool):
