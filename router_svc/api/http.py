@@ -109,7 +109,12 @@ class HttpFace:
         else:
             ids = await self._service.tokenize(body.prompt, body.add_special_tokens is not False, "prompt")
         return JSONResponse(
-            {"count": len(ids), "max_model_len": self._service.limits.max_model_len, "tokens": ids},
+            {
+                "count": len(ids),
+                "max_model_len": self._service.limits.max_model_len,
+                "tokens": ids,
+                "token_strs": [self._service.text.tokenizer.piece(i) for i in ids] if body.return_token_strs else None,
+            },
             headers=headers,
         )
 

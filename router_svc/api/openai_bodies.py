@@ -244,6 +244,7 @@ class TokenizeBody(ChatBody):
 
     prompt: str | None = None
     messages: list[MessageBody] | None = None  # type: ignore[assignment]
+    return_token_strs: bool | None = None
 
 
 class DetokenizeBody(Body):

@@ -33,6 +33,10 @@ class Tokenizer(ABC):
     def token_text(self, token: int) -> str:
         """One token alone, for logprobs; specials by their name."""
 
+    def piece(self, token: int) -> str:
+        """A token as its vocabulary spells it, such as "Ġthe" or "▁the"; empty outside the vocabulary."""
+        return self.token_text(token)
+
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 of one token; of a character's part, which token_text can only name, the part itself."""
         text = self.token_text(token)
@@ -64,8 +68,11 @@ class LibraryTokenizer(Tokenizer):
     def token_text(self, token: int) -> str:
         return self.decode([token], skip_special=False)
 
+    def piece(self, token: int) -> str:
+        return self._backend.id_to_token(token) or ""
+
     def _raw(self, token: int) -> bytes:
-        return _piece_bytes(self._backend.id_to_token(token) or "")
+        return _piece_bytes(self.piece(token))
 
 
 def _byte_letters() -> dict[str, int]:

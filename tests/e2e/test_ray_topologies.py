@@ -15,10 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.launch import RayCluster
 from router_svc.client import Client
+from router_svc.demo_model.path import checkpoint_path
 from router_svc.proto import tokenyard_pb2 as pb
 from router_svc.proto import tokenyard_pb2_grpc as rpc
 from tests import checkpoints
 from tests.e2e.conftest import Starter
+from tests.patience import wait_until
 from tests.topologies import TOPOLOGIES
 
 COUNT = 8
@@ -118,3 +120,25 @@ def test_tokens(architecture: str, topology: str, start_cluster: Starter, tmp_pa
 @pytest.mark.parametrize(("architecture", "topology"), ALL)
 def test_tokens_of_the_other_pairs(architecture: str, topology: str, start_cluster: Starter, tmp_path: Path) -> None:
     run(architecture, topology, start_cluster, tmp_path)
+
+
+@pytest.mark.slow
+def test_comments_and_refusals_pass_serves_proxy(start_cluster: Starter) -> None:
+    """A stream that waits in the queue is kept alive by comments; one that finds the queue full has its own status."""
+    body = {"prompt": "Once", "max_tokens": 1800, "ignore_eos": True, "stream": True}
+    with start_cluster(checkpoint_path(), expert_workers=2, max_num_seqs=1, max_queue_len=1) as cluster:
+        waiting = http.client.HTTPConnection("127.0.0.1", cluster.http_port, timeout=60)
+        with post(cluster, body) as running, Client(f"127.0.0.1:{cluster.grpc_port}") as client:
+            assert running.readline().startswith(b"id: ")
+            waiting.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+            wait_until(lambda: client.status()["requests"]["waiting"] == 1, "a request in the queue")
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                post(cluster, body)
+            assert refused.value.code == 429
+            assert int(refused.value.headers["retry-after"]) >= 1
+            assert json.load(refused.value)["error"]["code"] == "resource_exhausted"
+            answer = waiting.getresponse()
+            assert answer.status == 200
+            assert answer.readline() == b": waiting for the next token\n"
+        assert any(line.startswith(b"data: ") for line in answer), "its turn comes"
+        waiting.close()

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from router_svc.api.openai_bodies import ChatBody
+from router_svc.demo_model.path import checkpoint_path
 from router_svc.text.chat import ChatTemplate
 from tests import checkpoints
 from tests.http_calls import post
@@ -123,6 +125,15 @@ def test_usage_of_streams(server: RunningServer, options: dict[str, Any] | None,
     events = [json.loads(line[6:]) for line in raw.splitlines() if line.startswith("data: {")]
     assert [e["usage"]["completion_tokens"] for e in events if e.get("usage")] == counted
     assert len({e["usage"]["prompt_tokens"] for e in events if e.get("usage")}) <= 1
+
+
+def test_tokens_as_the_vocabulary_spells_them(server: RunningServer) -> None:
+    body = {"prompt": "a cat", "add_special_tokens": False}
+    plain = post(server, "/tokenize", body)[1]
+    named = post(server, "/tokenize", {**body, "return_token_strs": True})[1]
+    pieces = PreTrainedTokenizerFast.from_pretrained(checkpoint_path()).convert_ids_to_tokens(named["tokens"])
+    assert named == {**plain, "token_strs": pieces}
+    assert plain["token_strs"] is None
 
 
 HISTORY = [

@@ -76,5 +76,5 @@ def test_errors_are_what_agents_look_for(litellm: Any, fields: dict[str, Any]) -
         litellm.completion(model="openai/demo", messages=QUESTION, top_logprobs=3, **fields)
     long = [{"role": "user", "content": "w " * 3000}]
     for provider in ("openai", "hosted_vllm"):
-        with pytest.raises(litellm.BadRequestError, match="2047"):
+        with pytest.raises(litellm.ContextWindowExceededError, match="2047"):
             litellm.completion(model=f"{provider}/demo", messages=long, **fields)
