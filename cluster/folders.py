@@ -4,8 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from cluster.env import temp_folders
 from cluster.notes import say
+from experts.env import temp_folders
 from experts.errors import UserError
 
 SOCKET_PATH = 107  # bytes that the system allows for a socket's path

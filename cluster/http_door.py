@@ -6,8 +6,9 @@ from typing import Any
 
 from ray import serve
 
-from cluster import local_http, ray_private
+from cluster import local_http
 from cluster.http_server import KEEP_ALIVE
+from experts import ray_private
 from experts.errors import UserError
 from router_svc.ingress import IngressOrder, SupervisorVerbs
 from router_svc.serve_app import HttpReplica

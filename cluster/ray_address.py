@@ -3,9 +3,9 @@
 import socket
 from dataclasses import dataclass
 
-from cluster.env import ray_address
 from cluster.notes import say
 from experts.address import bare
+from experts.env import ray_address
 from experts.errors import UserError
 
 _KNOCK = 5.0  # s for the port of a Ray to be there

@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 import ray
 
-from cluster import env, ray_private
 from cluster.folders import session_folder
 from cluster.ray_address import RayAddress, nobody, wanted
+from experts import env, ray_private
 from experts.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -1,11 +1,37 @@
-"""Every environment variable that `experts` reads. A malformed value is an error, not a default."""
+"""Every environment variable that is read here, and those that are set for the processes of a private Ray. A malformed
+value is an error, not a default."""
 
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from experts.errors import UserError
+
+# Time limits of Ray and Serve, for a machine on which everything takes 20 times as long. What is dead is found through
+# its connection; these only bound how long what is slow or stopped may stay silent.
+_PATIENCE = {
+    "RAY_gcs_server_port_wait_time_s": "120",
+    "RAY_raylet_start_wait_time_s": "60",  # one more round of it follows, see ray_session
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_worker_register_timeout_seconds": "300",
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+    # Serve finds a dead HTTP proxy with the next check, three of which must fail; a stopped one after 3 x (30 + 2) s.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
+}
+_PREFERRED = {
+    # Ray gives its workers niceness 15: beside a busy program at 0 a rank gets one thirtieth of a core.
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+# Ranks of one machine share its cores by turns: one that spins at its barriers takes them from the others (1 + 2 ranks on
+# 2 cores: 54 tokens/s with libgomp's default, 85 with this). libgomp reads it when it is loaded, once.
+_BETWEEN_RANKS = {"GOMP_SPINCOUNT": "1000"}
 
 KERNEL_CHOICES = ("auto", "torch", "avx512", "avx2", "portable")
 
@@ -58,3 +84,63 @@ def kernel_folders() -> list[Path]:
     with contextlib.suppress(OSError):  # no folder for temporary files can be written
         folders.append(Path(tempfile.gettempdir()) / f"tokenyard-kernels-{os.getuid()}")
     return folders
+
+
+def wants_traceback() -> bool:
+    """TOKENYARD_TRACEBACK: whether an error that nobody foresaw is shown with where it came from."""
+    return bool(os.environ.get("TOKENYARD_TRACEBACK"))
+
+
+def ray_address() -> str | None:
+    """RAY_ADDRESS: the Ray to join where --ray-address says nothing."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def temp_folders() -> list[tuple[str, str]]:
+    """(variable, folder) where temporary files were asked to be, as Ray reads it: RAY_TMPDIR, then TMPDIR."""
+    return [(name, os.environ[name]) for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)]
+
+
+def auth_mode() -> str | None:
+    """RAY_AUTH_MODE: whether Ray's processes show each other a token."""
+    return os.environ.get("RAY_AUTH_MODE")
+
+
+def of_private_ray(token: str) -> dict[str, str | None]:
+    """What a private Ray starts with: its own token, patience, no uv, no address. The user's own settings win where they
+    are a matter of taste."""
+    forced: dict[str, str | None] = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # see ray_private.keep_to_loopback
+        "RAY_ADDRESS": None,
+    }
+    spinning = {} if "OMP_WAIT_POLICY" in os.environ else _BETWEEN_RANKS
+    return {
+        name: value for name, value in (_PREFERRED | spinning | _PATIENCE).items() if name not in os.environ
+    } | forced
+
+
+def of_joined_ray(token_mode: bool) -> dict[str, str | None]:
+    """What this process joins a Ray with."""
+    return {"RAY_AUTH_MODE": "token"} if token_mode else {}
+
+
+@contextmanager
+def environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables (None: remove) for what is started inside the block; an embedding program's own stay as they were."""
+    before = {name: os.environ.get(name) for name in changes}
+    _set(changes)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -1,16 +1,12 @@
 """The ASGI app of one Serve replica's process. Serve pickles a deployment's class by value, so state must live apart."""
 
 import asyncio
-import logging
 
-import ray
-from ray.serve._private import replica as serve_replica
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from experts import ray_private
 from router_svc.api.http import build_app
 from router_svc.ingress import Ingress, IngressOrder, SupervisorVerbs
-
-log = logging.getLogger(__name__)
 
 
 class ReplicaApp:
@@ -23,7 +19,7 @@ class ReplicaApp:
 
     def configure(self, order: IngressOrder, supervisor: SupervisorVerbs) -> None:
         """What to serve; called once, when the replica starts."""
-        keep_inner_port_to_node()
+        ray_private.keep_inner_port_to_node()
         self._source = (order, supervisor)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,19 +40,6 @@ class ReplicaApp:
                 service = await ingress.start()
                 self._app = build_app(service, ingress.admin, order.origins, strict=order.strict_fields)
             return self._app
-
-
-def keep_inner_port_to_node() -> None:
-    """Let Serve's proxies reach this replica at its node's address only: Serve opens a port without authentication on
-    all interfaces, right after the deployment's constructor, and has no option for it.
-    """
-    listen = getattr(serve_replica, "add_port_to_grpc_server", None)
-    if listen is None:  # another Ray; tests/e2e/test_listeners.py tells whether it still matters
-        log.warning("Ray Serve has changed: the replica's inner port may listen on all interfaces")
-        return
-    host = ray.util.get_node_ip_address()
-    host = f"[{host}]" if ":" in host else host
-    serve_replica.add_port_to_grpc_server = lambda server, address: listen(server, address.replace("[::]:", f"{host}:"))
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -11,10 +11,10 @@ from experts.exchange.base import Exchange
 from experts.layers import ExpertLayers
 from experts.threads import in_own_thread
 from experts.worker import Held, Progress, Ring, StepBody, Worker, WorkerOrder
-from router_svc.engine.batch import KVCache
 from router_svc.engine.config import EngineConfig
 from router_svc.engine.step_loop import Engine
 from router_svc.link.server import LinkServer
+from router_svc.models.batch import KVCache
 from router_svc.models.decoder import CausalModel, build_model
 from router_svc.models.spec import ModelSpec
 from router_svc.request import Code, EngineRequest, Event, FailedEvent, Message

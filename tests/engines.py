@@ -16,9 +16,9 @@ from experts.layers import ExpertLayers
 from experts.loader import load_slots
 from experts.placement import Placement
 from experts.slots import ExpertSlots
-from router_svc.engine.batch import KVCache
 from router_svc.engine.config import EngineConfig
 from router_svc.engine.step_loop import Engine
+from router_svc.models.batch import KVCache
 from router_svc.models.decoder import build_model
 from router_svc.models.registry import load_spec
 from router_svc.request import EngineRequest, Event, FailedEvent, TokenEvent

@@ -13,9 +13,9 @@ from typing import Annotated
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
-from cluster import env
 from cluster.cli.lazy import load
 from cluster.notes import say
+from experts import env
 from experts.errors import UserError
 
 # A verb's function has its name and lies in a file of that name; `bench` has verbs of its own.

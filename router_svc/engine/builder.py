@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from router_svc.engine.batch import ForwardBatch
 from router_svc.engine.sequence import Chunk
+from router_svc.models.batch import ForwardBatch
 
 
 def build_batch(chunks: list[Chunk], block_size: int, device: str) -> ForwardBatch:

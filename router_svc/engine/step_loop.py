@@ -16,7 +16,6 @@ from experts.errors import RankLost
 from experts.exchange.base import Exchange
 from experts.exchange.wire import StepHeader, StepWish
 from experts.layers import ExpertLayers
-from router_svc.engine.batch import KVCache
 from router_svc.engine.builder import build_batch
 from router_svc.engine.config import EngineConfig
 from router_svc.engine.intake import Intake
@@ -26,6 +25,7 @@ from router_svc.engine.prefix import PrefixChain
 from router_svc.engine.recent import Rates, Recent
 from router_svc.engine.scheduler import Scheduler
 from router_svc.engine.sequence import Chunk, Sequence
+from router_svc.models.batch import KVCache
 from router_svc.models.decoder import CausalModel
 from router_svc.request import Cancel, Code, EngineRequest, Event, Hold, Message
 

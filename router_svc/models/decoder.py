@@ -10,7 +10,7 @@ import torch
 
 from experts.checkpoint.reader import CheckpointReader
 from experts.exchange.wire import Route
-from router_svc.engine.batch import ForwardBatch, KVCache
+from router_svc.models.batch import ForwardBatch, KVCache
 from router_svc.models.parts.attention import AttentionPlan, paged_attention, plan_attention
 from router_svc.models.parts.gate import padded, softmax_top_k
 from router_svc.models.parts.norm import rms_norm

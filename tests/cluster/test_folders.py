@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.env import environment
 from cluster.folders import LONGEST, check_current_folder, session_folder
+from experts.env import environment
 from experts.errors import UserError
 
 

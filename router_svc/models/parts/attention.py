@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from router_svc.engine.batch import ForwardBatch
+from router_svc.models.batch import ForwardBatch
 
 # A decode group is cut where padding would make the longest context more than this times the shortest.
 _MAX_PADDING = 1.5

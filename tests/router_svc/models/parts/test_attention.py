@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router_svc.engine.batch import ForwardBatch
+from router_svc.models.batch import ForwardBatch
 from router_svc.models.parts.attention import paged_attention, plan_attention
 
 HEADS, KV_HEADS, DIM = 6, 2, 8

@@ -1,4 +1,4 @@
-"""Every reach of `cluster` into Ray's private parts, as they are in Ray 2.60; tests/cluster/test_ray_private.py guards them.
+"""Every reach into Ray's private parts, as they are in Ray 2.60; tests/experts/test_ray_private.py guards them.
 
 Each has no public way in that version; the docstrings say what it is for.
 """
@@ -22,6 +22,7 @@ from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.job_config import JobConfig
 from ray.serve._private import api as serve_api
 from ray.serve._private import client as serve_client
+from ray.serve._private import replica as serve_replica
 from ray.serve.context import _get_global_client
 
 from experts.address import free_port
@@ -161,3 +162,13 @@ def patient_serve(seconds: float) -> Iterator[None]:
         yield
     finally:
         serve_api.HTTP_PROXY_TIMEOUT = serve_client.HTTP_PROXY_TIMEOUT = before
+
+
+def keep_inner_port_to_node() -> None:
+    """Let Serve's proxies reach this process's replica at its node's address only: Serve opens a port without
+    authentication on all interfaces, right after the deployment's constructor. tests/e2e/test_listeners.py looks at it.
+    """
+    listen = serve_replica.add_port_to_grpc_server
+    host = ray.util.get_node_ip_address()
+    host = f"[{host}]" if ":" in host else host
+    serve_replica.add_port_to_grpc_server = lambda server, address: listen(server, address.replace("[::]:", f"{host}:"))

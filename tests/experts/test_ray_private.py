@@ -1,5 +1,6 @@
-"""Guards of `cluster.ray_private`: what it reaches into is there, and does what it is used for. No Ray is started."""
+"""Guards of `experts.ray_private`: what it reaches into is there, and does what it is used for. No Ray is started."""
 
+import inspect
 import os
 import socket
 import subprocess
@@ -12,12 +13,13 @@ import ray
 from ray._private import parameter, ray_constants, services
 from ray.serve._private import api as serve_api
 from ray.serve._private import client as serve_client
+from ray.serve._private import replica as serve_replica
 
-from cluster import env, ray_private
+from experts import env, ray_private
 
 
 def test_the_version_that_the_private_parts_were_read_in() -> None:
-    assert ray.__version__.startswith("2.60."), "read cluster/ray_private.py beside the new version, then change this"
+    assert ray.__version__.startswith("2.60."), "read experts/ray_private.py beside the new version, then change this"
 
 
 def test_workers_path_is_this_process_s_and_takes_no_current_folder() -> None:
@@ -46,7 +48,7 @@ def test_agents_get_ports_while_ray_starts() -> None:
 
 _UNDER_UV = """
 from ray._private.worker import _maybe_modify_runtime_env
-from cluster.ray_private import without_uv
+from experts.ray_private import without_uv
 with without_uv():
     assert _maybe_modify_runtime_env({}, False) == {}
 assert "py_executable" in _maybe_modify_runtime_env({}, False), "this process does not seem to run under uv"
@@ -93,8 +95,8 @@ def test_a_port_that_says_nothing_is_no_ray() -> None:
 
 
 _TOKEN = """
-from cluster import ray_private
-from cluster.env import environment
+from experts import ray_private
+from experts.env import environment
 assert not ray_private.shows_token()
 with environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32}):
     ray_private.forget_token()
@@ -120,3 +122,14 @@ def test_ranks_spin_little_unless_the_user_chose(
     for name, value in own.items():
         monkeypatch.setenv(name, value)
     assert env.of_private_ray("t").get("GOMP_SPINCOUNT") == turns
+
+
+def test_a_replicas_inner_port_is_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/e2e/test_listeners.py sees it on a real one."""
+    asked: list[str] = []
+    monkeypatch.setattr(serve_replica, "add_port_to_grpc_server", lambda server, address: asked.append(address) or 7)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.5")
+    ray_private.keep_inner_port_to_node()
+    assert serve_replica.add_port_to_grpc_server(None, "[::]:0") == 7
+    assert asked == ["10.0.0.5:0"]
+    assert "add_port_to_grpc_server" in inspect.getsource(serve_replica), "Serve opens the port with it"
