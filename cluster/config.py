@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from cluster.origins import read_origins
+from experts.address import Listen
 from experts.errors import UserError
 from router_svc.text.parser_names import PARSERS
 
@@ -65,6 +66,16 @@ class ServeConfig:
     )
     strict_fields: bool = option(False, "Refuse HTTP requests with fields that nobody knows, instead of a warning.")
     ray_address: str | None = option(None, "Join this running Ray instead of starting a private one.")
+
+    @property
+    def listen_grpc(self) -> Listen:
+        """Where gRPC listens."""
+        return Listen(self.host, self.grpc_port)
+
+    @property
+    def listen_http(self) -> Listen:
+        """Where HTTP listens."""
+        return Listen(self.host, self.http_port)
 
     @property
     def one_process(self) -> bool:

@@ -14,6 +14,7 @@ from cluster.launch import RayCluster
 from cluster.loading import LoadingView
 from cluster.orders import Orders
 from cluster.plan import make_plan
+from experts.address import Listen
 from router_svc.client import Client
 from router_svc.demo_model.path import checkpoint_path
 
@@ -75,7 +76,7 @@ def _ask_http(port: int, question: Question) -> bool:
     body = {
         "messages": [{"role": "user", "content": question.text}], "stream": True, "max_tokens": 400, "temperature": 0,
     }  # fmt: skip
-    url = local_http.url("127.0.0.1", port, "/v1/chat/completions")
+    url = local_http.url(Listen("127.0.0.1", port), "/v1/chat/completions")
     request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
     content = ""
     with local_http.call(request, 60) as stream:

@@ -4,8 +4,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from cluster.events import EventLog
+from experts.address import Listen
 from experts.background import watch_task
 from experts.errors import UserError
 from experts.remote import Gone
@@ -22,12 +24,12 @@ class Doors:
 
     def __init__(
         self,
-        host: str,
+        listen: Listen,
         supervisor: Callable[[], SupervisorVerbs],
         notice: Callable[[str], Awaitable[None]],
         events: EventLog,
     ) -> None:
-        self._host, self._supervisor, self._notice, self._events = host, supervisor, notice, events
+        self._listen, self._supervisor, self._notice, self._events = listen, supervisor, notice, events
         self._doors: list[Door] = []
         self._watchers: list[asyncio.Task[None]] = []
 
@@ -80,7 +82,7 @@ class Doors:
 
     async def _reopened(self, door: Door, order: IngressOrder, port: int) -> bool:
         try:
-            await door.start(order, self._supervisor(), self._host, port)
+            await door.start(order, self._supervisor(), replace(self._listen, port=port))
         except (Gone, UserError) as error:  # not up yet; or someone took the port meanwhile
             log.warning("the gRPC door is not back yet: %s", error)
             return False

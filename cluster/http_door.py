@@ -9,6 +9,7 @@ from ray import serve
 from cluster import local_http
 from cluster.http_server import KEEP_ALIVE
 from experts import ray_private
+from experts.address import Listen
 from experts.errors import UserError
 from router_svc.ingress import IngressOrder, SupervisorVerbs
 from router_svc.serve_app import HttpReplica
@@ -18,10 +19,11 @@ _FIRST_ANSWER = 150.0  # s for /health from the application's start on
 
 
 class HttpDoor:
-    """One application, at `/` on `host` and `port`."""
+    """One application, at `/`."""
 
-    def __init__(self, name: str, host: str, port: int) -> None:
-        self._name, self._host, self._port = name, host, port
+    def __init__(self, name: str, listen: Listen) -> None:
+        """listen: one address, and a port that is not 0."""
+        self._name, self._listen = name, listen
         self._started = False  # whether Serve is ours
         self._running = False  # whether there may be an application of ours
 
@@ -29,9 +31,9 @@ class HttpDoor:
         """Start Serve, or use the one that is there. Raises UserError when that one listens elsewhere."""
         place = ray_private.serve_http_place()
         if place is not None:
-            if place != (self._host, self._port):
+            if place != (self._listen.host, self._listen.port):
                 raise UserError(
-                    f"{self._port} on {self._host}",
+                    f"{self._listen.port} on {self._listen.host}",
                     f"{place[1]} on {place[0]}, where this Ray's Serve listens",
                     "--http-port",
                 )
@@ -40,8 +42,8 @@ class HttpDoor:
         with ray_private.patient_serve(_PROXY):
             serve.start(
                 http_options={
-                    "host": self._host,
-                    "port": self._port,
+                    "host": self._listen.host,
+                    "port": self._listen.port,
                     "location": "HeadOnly",
                     "keep_alive_timeout_s": KEEP_ALIVE,
                 },
@@ -57,7 +59,7 @@ class HttpDoor:
 
     def await_answer(self, go_on: Callable[[], None]) -> None:
         """Until /health is 200; the first call makes the replica connect. Raises TimeoutError."""
-        url = local_http.url(self._host, self._port, "/health")
+        url = local_http.url(self._listen, "/health")
         until = time.monotonic() + _FIRST_ANSWER
         while True:
             go_on()

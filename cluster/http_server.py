@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from cluster.request_ids import RequestIds
-from experts.address import listeners
+from experts.address import Listen, listeners
 from experts.background import watch_task
 
 log = logging.getLogger(__name__)
@@ -34,9 +34,9 @@ class HttpServer:
     """Owns the port. `start` and `stop` in one event loop; ended: called when it ended though nobody stopped it."""
 
     def __init__(
-        self, app: ASGIApp, host: str, port: int, request_seconds: float = REQUEST_SECONDS, keep_alive: int = KEEP_ALIVE
+        self, app: ASGIApp, listen: Listen, request_seconds: float = REQUEST_SECONDS, keep_alive: int = KEEP_ALIVE
     ) -> None:
-        self._host, self._wanted = host, port
+        self._listen = listen
         self._protocol: Any = _patient(request_seconds)
         config = uvicorn.Config(
             RequestIds(app), http=self._protocol, log_config=None, log_level="warning", lifespan="off",
@@ -48,7 +48,7 @@ class HttpServer:
 
     async def start(self, ended: Callable[[str], None]) -> None:
         """Listen. Raises UserError where that can't be."""
-        sockets = listeners(self._host, self._wanted, "--http-port")
+        sockets = listeners(self._listen, "--http-port")
         self.port = sockets[0].getsockname()[1]
         asyncio.get_running_loop().set_exception_handler(_Exhaustion(self._close_idle).handle)
         self._task = watch_task("HTTP server", self._serve(sockets), ended, returns=True)

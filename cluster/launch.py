@@ -25,7 +25,7 @@ from cluster.run_local import ready_line, say_recorded
 from cluster.signals import Signals, Stopped
 from cluster.supervisor import Supervisor
 from experts import remote
-from experts.address import free_port, one_address
+from experts.address import Listen, free_port, one_address
 from experts.background import only_log, watch_thread
 from experts.deadlines import DEADLINES
 from experts.dump import ProcessDump, dump_here, page
@@ -57,7 +57,7 @@ class RayCluster:
         self._trouble = False  # whether people were sent to the logs
         self._begun = False  # whether there is a supervisor
         self.grpc_port = 0
-        self._http = HttpDoor(self.namespace, one_address(plan.config.host), http_port)
+        self._http = HttpDoor(self.namespace, Listen(one_address(plan.config.host), http_port))
         self._serve: _Background | None = None
         self.recorded = RecordingEnd()  # how the recording ended, known after `stop`
 
@@ -93,7 +93,7 @@ class RayCluster:
         )
         options = self._options("door", 4096) | {"max_restarts": -1}
         self.door = door = remote.start(Door, options=options)
-        port = door.start(order, self.supervisor, self.plan.config.host, self.plan.config.grpc_port)
+        port = door.start(order, self.supervisor, self.plan.config.listen_grpc)
         with self._waiting("Ray Serve with its HTTP proxy"):
             self._serve.join(self._go_on)
         with self._waiting("the HTTP application on Ray Serve"):

@@ -126,8 +126,8 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True, check
     if device == "cpu":
         _check_memory(config, spec, dtype, kv_bytes, placement)
     if check_ports:
-        for port, flag in ((config.grpc_port, "--grpc-port"), (config.http_port, "--http-port")):
-            check_port(config.host, port, flag)
+        check_port(config.listen_grpc, "--grpc-port")
+        check_port(config.listen_http, "--http-port")
     name = config.served_model_name or folder.resolve().name
     return ServePlan(
         folder.resolve(),

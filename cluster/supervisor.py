@@ -28,13 +28,13 @@ class Supervisor:
 
     def __init__(self, orders: Orders, namespace: str, log_dir: str) -> None:
         plan = orders.plan
-        self._host = plan.config.host
+        self._listen = plan.config.listen_grpc
         self._state_changed = asyncio.Condition()
         self._events = EventLog()
         self._cell = Cell(orders, on_ray(orders, namespace), self._events, self._tell, log_dir)
         self._book = StatusBook(plan.name, plan.placement.slots_per_rank)
         self._doors = Doors(
-            self._host, partial(remote.this_actor, Supervisor), partial(self._cell.notice, "door"), self._events
+            self._listen, partial(remote.this_actor, Supervisor), partial(self._cell.notice, "door"), self._events
         )
 
     async def start(self) -> None:
@@ -100,7 +100,7 @@ class Supervisor:
     async def add_door(self, door: Door, order: IngressOrder, port: int) -> None:
         """Watch a door, by its port to us, that listens on `port`, and put its metrics on the cluster's page."""
         self._doors.add(door, order, port)
-        await self.note("door", f"gRPC listens on {self._host}:{port}")
+        await self.note("door", f"gRPC listens on {self._listen.host}:{port}")
 
     async def note(self, kind: str, text: str) -> None:
         """Put into the event log what happened elsewhere."""

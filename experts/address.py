@@ -4,6 +4,7 @@ import errno
 import random
 import socket
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from experts.errors import UserError
 
@@ -38,11 +39,20 @@ def one_address(host: str) -> str:
     return next((address for address in found if ":" not in address), found[0])
 
 
-def listeners(host: str, port: int, flag: str) -> list[socket.socket]:
-    """Sockets bound to all of a host's addresses that this machine has, on one port; 0 = any free one. Raises UserError.
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where a server is to listen. host: an address or a name, without brackets; port: 0 = any free one."""
+
+    host: str
+    port: int
+
+
+def listeners(where: Listen, flag: str) -> list[socket.socket]:
+    """Sockets bound to all of a host's addresses that this machine has, on one port. Raises UserError.
 
     flag: the option that the port is from.
     """
+    host, port = where.host, where.port
     with ExitStack() as opened:
         bound: list[socket.socket] = []
         missing: OSError | None = None
@@ -62,9 +72,9 @@ def listeners(host: str, port: int, flag: str) -> list[socket.socket]:
         return bound
 
 
-def check_port(host: str, port: int, flag: str) -> None:
+def check_port(where: Listen, flag: str) -> None:
     """Raise UserError, saying why, when nobody can listen there."""
-    for sock in listeners(host, port, flag):
+    for sock in listeners(where, flag):
         sock.close()
 
 
@@ -73,7 +83,7 @@ def free_port(host: str) -> int:
     that the system gives to connections and listeners meanwhile. Raises UserError when there is none."""
     for port in random.sample(_QUIET_PORTS, _TRIES):
         try:
-            bound = listeners(host, port, "port")
+            bound = listeners(Listen(host, port), "port")
         except UserError as error:
             refused = error
             continue

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from experts.address import Listen
 from experts.dump import ProcessDump, dump_here
 from experts.errors import UserError
 from router_svc.api.grpc_server import GrpcServer
@@ -9,7 +10,7 @@ from router_svc.ingress import Ingress, IngressOrder, SupervisorVerbs
 
 
 class Door:
-    """One door a node, on a fixed port. Its constructor takes nothing, so that Ray can start a dead one anew."""
+    """One door a node, on a fixed port. Its constructor takes nothing, so that Ray can start a dead one again."""
 
     def __init__(self) -> None:
         self._ingress: Ingress | None = None
@@ -17,12 +18,12 @@ class Door:
         self._state = "starting"
         self._closed = asyncio.Event()
 
-    async def start(self, order: IngressOrder, supervisor: SupervisorVerbs, host: str, port: int) -> int:
-        """Connect and listen on `port`, 0 = any free one; the port. Raises UserError when it is taken."""
+    async def start(self, order: IngressOrder, supervisor: SupervisorVerbs, listen: Listen) -> int:
+        """Connect and listen; the port. Raises UserError when it is taken."""
         ingress = self._ingress or Ingress(order, supervisor)
         service = ingress.service or await ingress.start(self._show)
         self._ingress = ingress
-        server = GrpcServer(service, ingress.admin, host, port)
+        server = GrpcServer(service, ingress.admin, listen)
         await server.start()
         self._server = server
         await server.show_state(self._state)

@@ -4,7 +4,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from experts.address import joined, listeners
+from experts.address import Listen, joined, listeners
 from experts.errors import UserError
 from router_svc.api.admin import AdminBackend
 from router_svc.api.grpc_admin import AdminServicer
@@ -23,8 +23,8 @@ _NAMES = tuple(pb.DESCRIPTOR.services_by_name[name].full_name for name in ("Infe
 class GrpcServer:
     """Owns the port. Started with `start`, drained and closed with `stop`, both in one event loop."""
 
-    def __init__(self, service: Service, admin: AdminBackend, host: str, port: int) -> None:
-        self._host, self._wanted = host, port
+    def __init__(self, service: Service, admin: AdminBackend, listen: Listen) -> None:
+        self._listen = listen
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             interceptors=(DecodeErrors(),),
@@ -44,7 +44,7 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Listen at all addresses of the host. Raises UserError, with the reason, where that can't be."""
-        bound = listeners(self._host, self._wanted, "--grpc-port")  # grpc gives no reasons
+        bound = listeners(self._listen, "--grpc-port")  # grpc gives no reasons
         places = [sock.getsockname() for sock in bound]
         for sock in bound:
             sock.close()
@@ -52,7 +52,7 @@ class GrpcServer:
             try:
                 self.port = self._server.add_insecure_port(joined(host, port))
             except RuntimeError:
-                raise UserError(f"port {port} in use", "a free one", f"--grpc-port on {self._host}") from None
+                raise UserError(f"port {port} in use", "a free one", f"--grpc-port on {self._listen.host}") from None
         await self._server.start()
 
     async def show_state(self, state: str) -> None:

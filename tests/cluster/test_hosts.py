@@ -4,7 +4,7 @@ import urllib.request
 
 import pytest
 
-from experts.address import bare, joined, listeners
+from experts.address import Listen, bare, joined, listeners
 from experts.errors import UserError
 from router_svc.client import Client
 from tests.patience import PATIENCE
@@ -14,7 +14,7 @@ from tests.server import one_process
 @pytest.mark.parametrize("host", ["[::1]", "localhost"])
 def test_grpc_and_http_answer_at_every_address(host: str) -> None:
     try:
-        bound = listeners(bare(host), 0, "--http-port")
+        bound = listeners(Listen(bare(host), 0), "--http-port")
     except UserError as error:  # a container without IPv6
         pytest.skip(str(error))
     found = [sock.getsockname()[0] for sock in bound]

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.http_server import KEEP_ALIVE, HttpServer
 from cluster.limits import raise_file_limit
+from experts.address import Listen
 from tests.patience import PATIENCE, wait_until
 
 FILES = 40
@@ -22,7 +23,7 @@ import asyncio
 from cluster.http_server import HttpServer
 from tests.cluster.test_http_server import app
 async def main():
-    server = HttpServer(app, "127.0.0.1", 0)
+    server = HttpServer(app, Listen("127.0.0.1", 0))
     await server.start(print)
     print(server.port, flush=True)
     await asyncio.sleep(600)
@@ -47,7 +48,7 @@ async def connected(server: HttpServer) -> AsyncIterator[tuple[asyncio.StreamRea
 
 
 async def test_who_sends_no_request_is_closed_and_who_waits_for_an_answer_is_not() -> None:
-    server = HttpServer(app, "127.0.0.1", 0, request_seconds=0.3)
+    server = HttpServer(app, Listen("127.0.0.1", 0), request_seconds=0.3)
     await server.start(lambda what: pytest.fail(what))
     try:
         for sent in (b"", b"GET / HTTP/1.1\r\nhost: x\r\n"):
@@ -66,7 +67,7 @@ async def test_who_sends_no_request_is_closed_and_who_waits_for_an_answer_is_not
 
 async def test_who_had_an_answer_has_the_keep_alive_time_for_the_next_request() -> None:
     assert KEEP_ALIVE >= 75, "load balancers keep connections so long"
-    server = HttpServer(app, "127.0.0.1", 0, request_seconds=PATIENCE, keep_alive=1)
+    server = HttpServer(app, Listen("127.0.0.1", 0), request_seconds=PATIENCE, keep_alive=1)
     await server.start(lambda what: pytest.fail(what))
     try:
         async with connected(server) as (reader, writer):
@@ -84,7 +85,7 @@ async def test_an_answer_carries_its_requests_id_or_a_new_one(sent: dict[str, st
         seen.append(dict(scope["headers"])[b"x-request-id"].decode())
         await app(scope, receive, send)
 
-    server = HttpServer(note, "127.0.0.1", 0)
+    server = HttpServer(note, Listen("127.0.0.1", 0))
     await server.start(lambda what: pytest.fail(what))
     try:
 

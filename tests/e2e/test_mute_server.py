@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experts.address import check_port, joined
+from experts.address import Listen, check_port, joined
 from experts.errors import UserError
 from router_svc.client import CallError, Client
 from tests.patience import PATIENCE, wait_until
@@ -52,7 +52,7 @@ def mute_server(host: str, *options: str) -> Iterator[tuple[subprocess.Popen[byt
 @pytest.mark.parametrize(("experts", "host"), [(0, "127.0.0.1"), pytest.param(2, "::1", marks=pytest.mark.slow)])
 def test_a_mute_server_serves_and_ends_on_a_hangup(experts: int, host: str, tmp_path: Path) -> None:
     try:
-        check_port(host, 0, "--http-port")
+        check_port(Listen(host, 0), "--http-port")
     except UserError as error:  # a container without IPv6
         pytest.skip(str(error))
     loads = tmp_path / "loads.npz"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experts.address import addresses, bare, check_port, free_port, joined, listeners, one_address
+from experts.address import Listen, addresses, bare, check_port, free_port, joined, listeners, one_address
 from experts.errors import UserError
 
 
@@ -27,7 +27,7 @@ def test_brackets_stand_around_addresses_with_colons_only() -> None:
 def test_a_host_is_listened_on_at_all_its_addresses(host: str) -> None:
     if ":" in host:
         needs(host)
-    bound = listeners(host, 0, "--http-port")
+    bound = listeners(Listen(host, 0), "--http-port")
     try:
         assert {sock.getsockname()[0] for sock in bound} <= set(addresses(host))
         port = bound[0].getsockname()[1]
@@ -43,7 +43,7 @@ def test_a_host_is_listened_on_at_all_its_addresses(host: str) -> None:
 
 def test_all_addresses_of_this_machine_are_taken_by_both_families() -> None:
     needs("::")
-    (bound,) = listeners("::", 0, "--http-port")
+    (bound,) = listeners(Listen("::", 0), "--http-port")
     with bound:
         bound.listen()
         socket.create_connection(("127.0.0.1", bound.getsockname()[1])).close()
@@ -63,8 +63,8 @@ def test_a_port_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"--grpc-port on 127\.0\.0\.1: found port {port} in use"):
-            check_port("127.0.0.1", port, "--grpc-port")
-    check_port("127.0.0.1", free_port("127.0.0.1"), "--grpc-port")
+            check_port(Listen("127.0.0.1", port), "--grpc-port")
+    check_port(Listen("127.0.0.1", free_port("127.0.0.1")), "--grpc-port")
 
 
 def test_a_free_port_is_none_that_the_system_gives_meanwhile() -> None:
@@ -77,13 +77,13 @@ def test_a_free_port_is_none_that_the_system_gives_meanwhile() -> None:
 @pytest.mark.parametrize("host", ["192.0.2.7", "2001:db8::7"])
 def test_an_address_of_another_machine_is_no_port_in_use(host: str) -> None:
     with pytest.raises(UserError, match="which is not here, expected an address of this machine"):
-        check_port(host, 0, "--grpc-port")
+        check_port(Listen(host, 0), "--grpc-port")
 
 
 @pytest.mark.parametrize("host", ["no such host", "", "999.1.1.1", "a\0b"])
 def test_a_host_that_is_none(host: str) -> None:
     with pytest.raises(UserError, match="--host: found host"):
-        check_port(host, 0, "--grpc-port")
+        check_port(Listen(host, 0), "--grpc-port")
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, number: int, words:
 
     monkeypatch.setattr(socket.socket, "bind", refuse)  # a user without rights can't be had in a container
     with pytest.raises(UserError, match=words):
-        check_port("127.0.0.1", 80, "--http-port")
+        check_port(Listen("127.0.0.1", 80), "--http-port")

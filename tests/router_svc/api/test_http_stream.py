@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cluster.http_server import HttpServer
+from experts.address import Listen
 from router_svc.api import http_stream
 from router_svc.api.calls import ApiError, Chunk
 from router_svc.api.http_stream import EventStream, sse
@@ -130,7 +131,7 @@ async def streaming(*steps: bytes | float | Exception) -> AsyncIterator[str]:
         return JSONResponse(api_error_object(error), STATUS[error.code])
 
     routes = [Route("/v1/completions", answer, methods=["POST"])]
-    server = HttpServer(Starlette(routes=routes, exception_handlers={ApiError: refusal}), "127.0.0.1", 0)
+    server = HttpServer(Starlette(routes=routes, exception_handlers={ApiError: refusal}), Listen("127.0.0.1", 0))
     await server.start(lambda what: pytest.fail(what))
     try:
         yield f"http://127.0.0.1:{server.port}/v1"
