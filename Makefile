@@ -4,7 +4,7 @@ TORCH ?= auto
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 
-.PHONY: venv clients demo test test-slow lint format bench dist proto clean
+.PHONY: venv clients demo test test-slow lint format bench dist proto map clean
 
 # PYTHON: the interpreter, else the first of python3.11, 3.12, 3.13 that works. TORCH: auto takes a CPU build on Linux
 # without an NVIDIA driver; cpu, cuda. TORCH_CPU_INDEX: where CPU builds are looked for after the configured index.
@@ -46,6 +46,10 @@ dist: venv
 proto: venv
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. router_svc/proto/tokenyard.proto
 	$(BIN)/python -m router_svc.make_arguments
+
+# docs/map.md; a test compares.
+map: venv
+	$(BIN)/python .ci/map
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

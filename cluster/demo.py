@@ -7,13 +7,13 @@ import urllib.request
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster import local_http
 from cluster.cli.status import lines
 from cluster.config import ServeConfig
-from cluster.launch import RayCluster
-from cluster.loading import LoadingView
-from cluster.orders import Orders
+from cluster.control.orders import Orders
 from cluster.plan import make_plan
+from cluster.serve import local_http
+from cluster.serve.launch import RayCluster
+from cluster.serve.loading import LoadingView
 from experts.address import Listen
 from router_svc.client import Client
 from router_svc.demo_model.path import checkpoint_path

@@ -10,15 +10,15 @@ from cluster.balance.kernel import check_available
 from cluster.balance.policies.registry import load_policy, user_folder
 from cluster.config import ServeConfig
 from cluster.limits import PROCESS_BYTES, check_fits
-from cluster.recorder import check_writable
+from cluster.watch.recorder import check_writable
 from experts.address import bare, check_port
 from experts.checkpoint.reader import CheckpointReader
 from experts.crew import most_threads
 from experts.errors import UserError
-from experts.loader import check_experts
 from experts.machine import free_memory, own_memory
 from experts.membership import Member
 from experts.placement import Placement
+from experts.slots.loader import check_experts
 from router_svc.api.calls import ModelInfo
 from router_svc.api.limits import ServiceLimits
 from router_svc.api.service import TextStack

@@ -7,8 +7,8 @@ import torch
 from experts.crew import Crew
 from experts.exchange.base import Exchange
 from experts.exchange.wire import ExpertBatch, Route, StepHeader
-from experts.loads import ExpertLoads
-from experts.slots import ExpertSlots
+from experts.slots.loads import ExpertLoads
+from experts.slots.slots import ExpertSlots
 from experts.spec import ExpertsSpec
 
 

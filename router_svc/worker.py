@@ -10,7 +10,7 @@ from experts.checkpoint.reader import CheckpointReader
 from experts.exchange.base import Exchange
 from experts.layers import ExpertLayers
 from experts.threads import in_own_thread
-from experts.worker import Held, Progress, Ring, StepBody, Worker, WorkerOrder
+from experts.worker.worker import Held, Progress, Ring, StepBody, Worker, WorkerOrder
 from router_svc.engine.config import EngineConfig
 from router_svc.engine.step_loop import Engine
 from router_svc.link.server import LinkServer

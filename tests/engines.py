@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from experts.checkpoint.reader import CheckpointReader
-from experts.doorbell import Doorbell
 from experts.exchange.local import LocalExchange
 from experts.layers import ExpertLayers
-from experts.loader import load_slots
 from experts.placement import Placement
-from experts.slots import ExpertSlots
+from experts.slots.loader import load_slots
+from experts.slots.slots import ExpertSlots
+from experts.worker.doorbell import Doorbell
 from router_svc.engine.config import EngineConfig
 from router_svc.engine.step_loop import Engine
 from router_svc.models.batch import KVCache

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import ServeConfig
-from cluster.inprocess import LocalServer
 from cluster.plan import make_plan
+from cluster.serve.inprocess import LocalServer
 from experts.address import joined
 from router_svc.demo_model.path import checkpoint_path
 from router_svc.engine.step_loop import Engine, EngineStats

@@ -1,43 +1,15 @@
-"""Holds the one-way imports: experts <- router_svc <- cluster, and the finer arrows inside."""
+"""Holds the one-way imports: experts <- router_svc <- cluster, and the floors inside each."""
 
 import ast
+import graphlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.floors import FLOORS, WITHOUT
 from tests.source import ROOT, modules
-
-# A module under the first prefix imports nothing under any of the others.
-FORBIDDEN = {
-    "experts": ("router_svc", "cluster"),
-    "router_svc": ("cluster",),
-    "experts.exchange": ("experts.slots", "experts.rank_loop", "experts.worker", "experts.layers", "ray"),
-    "experts.worker": ("ray", "experts.host", "experts.remote"),
-    "experts.host": ("ray",),
-    "experts.deadlines": ("torch", "ray", "time"),
-    "experts.checkpoint": ("experts.exchange", "experts.slots", "ray"),
-    "experts.kernels": ("experts.exchange", "ray"),
-    "experts.placement": ("torch", "ray"),
-    "experts.ladder": ("torch", "time"),
-    "experts.background": ("torch", "ray"),
-    "router_svc.sampling": ("torch", "ray", "grpc", "pydantic", "experts"),
-    "router_svc.models": ("router_svc.engine.step_loop", "router_svc.api", "router_svc.text", "ray", "grpc"),
-    "router_svc.engine": ("router_svc.api", "router_svc.text", "router_svc.link", "ray", "grpc"),
-    "router_svc.engine.scheduler": ("torch", "time"),
-    "router_svc.engine.kv_pages": ("torch", "time"),
-    "router_svc.engine.prefix": ("torch", "time"),
-    "router_svc.text": ("torch", "ray", "grpc", "router_svc.engine", "router_svc.models.parts"),
-    "router_svc.client": ("torch", "ray", "router_svc.engine", "router_svc.models"),
-    "cluster.cli.main": ("typer", "numpy", "yaml", "rich", "torch", "ray", "grpc", "experts", "router_svc"),
-    "cluster.cli": ("torch", "ray"),
-    "cluster.lifecycle": ("torch", "ray", "time"),
-    "cluster.cell": ("ray", "cluster.simulate", "cluster.supervisor"),
-    "cluster.plan": ("ray", "cluster.simulate"),
-    "cluster.orders": ("ray", "cluster.simulate"),
-    "cluster.balance": ("torch", "ray", "cluster.simulate", "cluster.bench", "cluster.supervisor"),
-    "cluster.simulate.replay": ("torch", "ray"),
-    "cluster.simulate.traffic": ("torch", "ray"),
-}
 
 
 def imported(path: Path) -> set[str]:
@@ -57,12 +29,45 @@ def within(name: str, prefix: str) -> bool:
 
 
 @pytest.mark.parametrize(("module", "path"), modules(), ids=lambda v: v if isinstance(v, str) else "")
-def test_imports_go_one_way(module: str, path: Path) -> None:
-    for prefix, banned in FORBIDDEN.items():
-        if not within(module, prefix):
-            continue
-        wrong = sorted(n for n in imported(path) for b in banned if within(n, b))
-        assert not wrong, f"{module} is in {prefix} and must not import {wrong}"
+def test_imports_go_down(module: str, path: Path) -> None:
+    found = imported(path)
+    for prefix, banned in WITHOUT.items():
+        if within(module, prefix):
+            wrong = sorted(n for n in found for b in banned if within(n, b))
+            assert not wrong, f"{module} is in {prefix} and must not import {wrong}"
+    package, *rest = module.split(".")
+    if not rest:
+        return
+    own = floor(package, rest[0])
+    above = sorted(n for n in found if n.startswith(f"{package}.") and floor(package, n.split(".")[1]) > own)
+    assert not above, f"{module} stands on floor {own} of {package} and must not import {above}"
+
+
+def floor(package: str, part: str) -> int:
+    """The number of the floor on which a module or folder of a package stands."""
+    found = [number for number, parts in enumerate(FLOORS[package]) if part in parts.split()]
+    assert len(found) == 1, f"{package}.{part} stands on floors {found}, expected one: add it to FLOORS"
+    return found[0]
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_no_module_and_no_folder_imports_its_way_back_to_itself(package: str) -> None:
+    known = {module: path for module, path in modules() if within(module, package) and path.name != "__init__.py"}
+    needs = {module: imported(path) & known.keys() - {module} for module, path in known.items()}
+    graphlib.TopologicalSorter(needs).prepare()  # raises CycleError, which names the way
+
+    def folder(module: str) -> str:
+        return ".".join(module.split(".")[:2])
+
+    folders: dict[str, set[str]] = {}
+    for module, others in needs.items():
+        folders.setdefault(folder(module), set()).update(folder(other) for other in others)
+    graphlib.TopologicalSorter({name: others - {name} for name, others in folders.items()}).prepare()
+
+
+def test_the_map_is_what_the_docstrings_say() -> None:
+    done = subprocess.run([sys.executable, ROOT / ".ci" / "map", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_init_files_hold_a_docstring_only() -> None:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.cell import Cell
 from cluster.config import ServeConfig
-from cluster.events import EventLog
-from cluster.orders import Orders, Spawn, in_process, local_worker
+from cluster.control.cell import Cell
+from cluster.control.orders import Orders, Spawn, in_process, local_worker
 from cluster.plan import ServePlan, make_plan
-from experts.worker import Worker, WorkerOrder
+from cluster.state.events import EventLog
+from experts.worker.worker import Worker, WorkerOrder
 from router_svc.engine.step_loop import Engine
 from router_svc.request import EngineRequest, Event
 from router_svc.worker import AttentionOrder, AttentionWorker, Deliver

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from experts.loads import BOTH, StepLoads
 from experts.placement import Placement
+from experts.slots.loads import BOTH, StepLoads
 
 IntArray = npt.NDArray[np.int64]
 _PATIENCE = 512  # steps that one rank may be behind another before a step is given up

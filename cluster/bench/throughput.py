@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import ServeConfig
-from cluster.orders import LocalOrders
+from cluster.control.orders import LocalOrders
 from cluster.plan import ServePlan, make_plan
-from experts.deadlines import DEADLINES
 from experts.membership import HERE, EpochRecord, Membership
+from experts.worker.deadlines import DEADLINES
 from router_svc.api.engines import EventStream
 from router_svc.link.client import LinkEngines
 from router_svc.request import EngineRequest, Event, FailedEvent
@@ -137,10 +137,10 @@ def one_rank(plan: ServePlan, deliver: Callable[[list[Event]], None]) -> Attenti
 @contextmanager
 def _ray_runner(plan: ServePlan) -> Iterator[Runner]:
     """The ranks on Ray, without a front door: requests go over links from here, as an ingress sends them."""
-    from cluster.launch import RayCluster  # Ray loads only where it is used
-    from cluster.loading import LoadingView
-    from cluster.orders import Orders
-    from experts.remote import wait
+    from cluster.control.orders import Orders
+    from cluster.serve.launch import RayCluster  # Ray loads only where it is used
+    from cluster.serve.loading import LoadingView
+    from experts.worker.remote import wait
 
     with RayCluster(Orders(plan)) as cluster, asyncio.Runner() as loop:
         with LoadingView(plan.seats) as view:

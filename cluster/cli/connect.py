@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cluster.cli.lazy import load
-from cluster.notes import say
+from cluster.serve.notes import say
 from experts.errors import UserError
 
 _TARGET = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<name>[^\s:/\[\]]+)):(?P<port>[0-9]{1,5})")

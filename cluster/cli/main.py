@@ -6,8 +6,8 @@ The verbs, and how their errors end, are in verbs.py.
 import sys
 
 from cluster.cli.lazy import load
-from cluster.notes import drop_unwritable, open_closed
-from cluster.signals import taken
+from cluster.serve.notes import drop_unwritable, open_closed
+from cluster.serve.signals import taken
 
 
 def main() -> None:

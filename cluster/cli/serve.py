@@ -8,10 +8,10 @@ import typer
 from cluster.cli.lazy import load
 from cluster.cli.options import Model, model_folder, serve_flags
 from cluster.config import merge, read_yaml
-from cluster.folders import check_current_folder
 from cluster.limits import check_processes, raise_file_limit
-from cluster.ray_address import announce
-from cluster.signals import taken
+from cluster.serve.folders import check_current_folder
+from cluster.serve.ray_address import announce
+from cluster.serve.signals import taken
 
 
 @serve_flags()
@@ -34,5 +34,5 @@ def serve(
     folder = model_folder(values.get("model") if model is None else model)
     # torch and Ray load only now, so that wrong flags are refused at once.
     plan = load("cluster.plan").make_plan(folder, options)
-    where = "cluster.run_local" if options.one_process else "cluster.launch"
+    where = "cluster.serve.run_local" if options.one_process else "cluster.serve.launch"
     load(where).run(plan, taken())

@@ -14,7 +14,7 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from cluster.cli.lazy import load
-from cluster.notes import say
+from cluster.serve.notes import say
 from experts import env
 from experts.errors import UserError
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cluster.balance.policies.registry import load_policy
 from cluster.balance.shape import ClusterShape
-from cluster.rebalance import Counted
+from cluster.control.rebalance import Counted
 from cluster.simulate.members import MemberChange, away_at, without_ranks
 from cluster.simulate.replay import Replay, ReplaySettings, rank_times, replay
 from cluster.simulate.source import SourceResults

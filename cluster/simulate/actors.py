@@ -17,9 +17,9 @@ import torch
 from cluster.balance.policies.registry import load_policy, user_folder
 from cluster.balance.shape import ClusterShape
 from cluster.config import ServeConfig
-from cluster.launch import RayCluster
-from cluster.loading import LoadingView
 from cluster.plan import Balancing, ServePlan
+from cluster.serve.launch import RayCluster
+from cluster.serve.loading import LoadingView
 from cluster.simulate.actor_run import WARM, ActorRun, ActorSettings, Seen, paced_seconds, summary
 from cluster.simulate.members import check_changes
 from cluster.simulate.model_folder import write_experts
@@ -29,8 +29,8 @@ from cluster.simulate.synthetic import SyntheticOrders
 from experts.crew import most_threads
 from experts.errors import UserError
 from experts.membership import Member
-from experts.remote import wait
-from experts.slots import slot_bytes
+from experts.slots.slots import slot_bytes
+from experts.worker.remote import wait
 from router_svc.engine.config import EngineConfig
 from router_svc.models.registry import load_spec
 

@@ -14,17 +14,17 @@ import torch
 
 from cluster.simulate.gate import ids_for
 from experts.checkpoint.reader import CheckpointReader
-from experts.doorbell import Moment
 from experts.errors import RankLost
 from experts.exchange.base import Exchange
 from experts.exchange.wire import Route, StepWish
-from experts.ffn import torch_swiglu
-from experts.host import WorkerProcess
 from experts.layers import ExpertLayers
-from experts.loader import load_slots
-from experts.slots import ExpertSlots
+from experts.slots.ffn import torch_swiglu
+from experts.slots.loader import load_slots
+from experts.slots.slots import ExpertSlots
 from experts.threads import in_own_thread
-from experts.worker import Held, Progress, Ring, StepBody, Worker, WorkerOrder
+from experts.worker.doorbell import Moment
+from experts.worker.host import WorkerProcess
+from experts.worker.worker import Held, Progress, Ring, StepBody, Worker, WorkerOrder
 
 _CHECKED = 64  # tokens whose sums are compared in every step and layer
 

@@ -7,14 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cluster.orders import Orders
+from cluster.control.orders import Orders
 from cluster.simulate.pace import Pace
 from cluster.simulate.source import SourceOrder, SourceProcess
 from experts.exchange.split import SplitPolicy
 from experts.exchange.wire import ExpertBatch
-from experts.host import WorkerProcess
-from experts.slots import ExpertSlots
-from experts.worker import WorkerOrder
+from experts.slots.slots import ExpertSlots
+from experts.worker.host import WorkerProcess
+from experts.worker.worker import WorkerOrder
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ class NativeKernels:
     def swiglu(
         self, x: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
     ) -> torch.Tensor:
-        """What `experts.ffn.swiglu_reference` states, for CPU tensors of float32 or bfloat16. Raises MemoryError."""
+        """What `experts.slots.ffn.swiglu_reference` states, for CPU tensors of float32 or bfloat16. Raises MemoryError."""
         x, slots, weights = x.contiguous(), slots.contiguous(), weights.contiguous()
         assert w13.is_contiguous(), w13.stride()
         assert w2.is_contiguous(), w2.stride()

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from experts.doorbell import Doorbell, Moment
 from experts.errors import RankLost
 from experts.exchange.base import Exchange
 from experts.exchange.wire import StepHeader, StepWish
 from experts.layers import ExpertLayers
+from experts.worker.doorbell import Doorbell, Moment
 from router_svc.engine.builder import build_batch
 from router_svc.engine.config import EngineConfig
 from router_svc.engine.intake import Intake

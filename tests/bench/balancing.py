@@ -17,13 +17,13 @@ from cluster.balance.policies.registry import load_policy
 from cluster.balance.shape import ClusterShape
 from cluster.balance.trace import LoadTrace
 from cluster.config import ServeConfig
-from cluster.launch import RayCluster
-from cluster.loading import LoadingView
-from cluster.orders import Orders
+from cluster.control.orders import Orders
 from cluster.plan import make_plan
+from cluster.serve.launch import RayCluster
+from cluster.serve.loading import LoadingView
 from cluster.simulate.replay import ReplaySettings, replay
 from experts.placement import Placement
-from experts.remote import wait
+from experts.worker.remote import wait
 from router_svc.client import Client
 from router_svc.demo_model.path import checkpoint_path
 from tests.ports import free_port

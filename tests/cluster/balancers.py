@@ -3,11 +3,11 @@
 import numpy as np
 
 from cluster.balance.policies.base import Policy
-from cluster.events import EventLog
-from cluster.mover import MoveLimits
-from cluster.rebalance import Balancer, BalancerSettings
-from experts.host import WorkerHost
-from experts.remote import target
+from cluster.control.mover import MoveLimits
+from cluster.control.rebalance import Balancer, BalancerSettings
+from cluster.state.events import EventLog
+from experts.worker.host import WorkerHost
+from experts.worker.remote import target
 from router_svc.request import EngineRequest
 from tests import checkpoints
 from tests.engines import sampling

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from experts import remote
-from experts.host import WorkerHost
-from experts.worker import WorkerOrder
+from experts.worker import remote
+from experts.worker.host import WorkerHost
+from experts.worker.worker import WorkerOrder
 from tests import checkpoints
 from tests.patience import wait_until
 from tests.topologies import ThreadCluster, plan_for

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experts.dump import StepMoment
-from experts.worker import Worker
+from experts.worker.worker import Worker
 from router_svc.request import Cancel, EngineRequest
 from tests import checkpoints
 from tests.engines import sampling

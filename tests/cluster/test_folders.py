@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.folders import LONGEST, check_current_folder, session_folder
+from cluster.serve.folders import LONGEST, check_current_folder, session_folder
 from experts.env import environment
 from experts.errors import UserError
 

@@ -12,15 +12,15 @@ from contextlib import asynccontextmanager
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from cluster.http_server import KEEP_ALIVE, HttpServer
 from cluster.limits import raise_file_limit
+from cluster.serve.http_server import KEEP_ALIVE, HttpServer
 from experts.address import Listen
 from tests.patience import PATIENCE, wait_until
 
 FILES = 40
 _SERVER = """
 import asyncio
-from cluster.http_server import HttpServer
+from cluster.serve.http_server import HttpServer
 from tests.cluster.test_http_server import app
 async def main():
     server = HttpServer(app, Listen("127.0.0.1", 0))

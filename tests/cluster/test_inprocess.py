@@ -93,7 +93,7 @@ def test_dump_shows_the_step_thread(capsys: pytest.CaptureFixture[str]) -> None:
         assert found.moment.peers == ()
         loop = next(thread.frames for thread in found.threads if thread.name == "step-loop")
         assert any("router_svc/engine/step_loop.py" in frame for frame in loop)
-        assert any(task.startswith("HTTP server: cluster/http_server.py:") for task in found.tasks)
+        assert any(task.startswith("HTTP server: cluster/serve/http_server.py:") for task in found.tasks)
         dump(server.target, as_json=False)
         assert "thread step-loop\n    " in capsys.readouterr().out
         dump(server.target, as_json=True)

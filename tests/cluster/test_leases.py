@@ -3,10 +3,10 @@
 import asyncio
 from typing import Any
 
-from cluster.leases import Leases
-from cluster.roster import Seat
+from cluster.control.leases import Leases
+from cluster.state.roster import Seat
 from experts.membership import Member
-from experts.remote import Gone
+from experts.worker.remote import Gone
 
 
 class Rank:

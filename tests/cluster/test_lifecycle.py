@@ -1,6 +1,6 @@
 """The cluster's state machine, event by event."""
 
-from cluster.lifecycle import Lifecycle
+from cluster.state.lifecycle import Lifecycle
 
 
 def ready() -> Lifecycle:

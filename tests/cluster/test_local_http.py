@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from cluster import local_http
+from cluster.serve import local_http
 
 
 class _Answer(BaseHTTPRequestHandler):

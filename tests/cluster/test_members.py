@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.balance.policies.tokenyard import TokenyardPolicy
-from cluster.events import EventLog
+from cluster.state.events import EventLog
 from experts.errors import UserError
 from tests import checkpoints
 from tests.cluster.balancers import balancer_of, requests

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from cluster.balance.rounds import rounds
-from experts.digest import digest_of
-from experts.migrate import Move
 from experts.placement import Placement
-from experts.weights_server import PeerSlot
-from experts.worker import Worker
+from experts.slots.digest import digest_of
+from experts.slots.migrate import Move
+from experts.slots.weights_server import PeerSlot
+from experts.worker.worker import Worker
 from router_svc.request import EngineRequest
 from tests import checkpoints
 from tests.engines import sampling

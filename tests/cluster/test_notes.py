@@ -10,7 +10,7 @@ from tests.patience import PATIENCE
 
 _WRITE = """
 import logging, sys
-from cluster.notes import drop_unwritable, open_closed, ready, say
+from cluster.serve.notes import drop_unwritable, open_closed, ready, say
 open_closed()
 drop_unwritable()
 for _ in range(int(sys.argv[1])):
@@ -20,7 +20,7 @@ for _ in range(int(sys.argv[1])):
 """
 _CLOSED = """
 import os, socket, sys
-from cluster.notes import open_closed
+from cluster.serve.notes import open_closed
 open_closed()
 with socket.socket() as first, open(sys.argv[1], "w") as out:
     print("lost")

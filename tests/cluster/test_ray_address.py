@@ -5,8 +5,8 @@ from contextlib import closing
 
 import pytest
 
-from cluster import ray_address
-from cluster.ray_address import RayAddress, announce, wanted
+from cluster.serve import ray_address
+from cluster.serve.ray_address import RayAddress, announce, wanted
 from experts.errors import UserError
 from tests.ports import free_port
 

@@ -12,12 +12,12 @@ import pytest
 from cluster.balance.policies.base import Policy, Situation
 from cluster.balance.policies.registry import load_policy
 from cluster.balance.policies.tokenyard import TokenyardPolicy
-from cluster.events import EventLog
-from cluster.mover import MoveLimits, without
+from cluster.control.mover import MoveLimits, without
+from cluster.state.events import EventLog
 from experts.errors import UserError
-from experts.loads import StepLoads
-from experts.migrate import Staged
 from experts.placement import Placement
+from experts.slots.loads import StepLoads
+from experts.slots.migrate import Staged
 from tests import checkpoints
 from tests.cluster.balancers import SETTINGS, balancer_of, hosts_of, requests
 from tests.engines import renamed

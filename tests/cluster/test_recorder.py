@@ -9,7 +9,7 @@ import pytest
 
 from cluster.balance.loads import StepRow
 from cluster.balance.trace import LoadTrace
-from cluster.recorder import LoadRecorder, Recording, check_writable
+from cluster.watch.recorder import LoadRecorder, Recording, check_writable
 from experts.errors import UserError
 
 

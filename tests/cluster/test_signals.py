@@ -14,7 +14,7 @@ from tests.patience import PATIENCE
 # The main thread sits in native code that no signal interrupts, as Ray's does while it connects.
 _STUCK = """
 import ctypes
-from cluster.signals import Signals
+from cluster.serve.signals import Signals
 signals = Signals({same})
 signals.take()
 signals.ask_first(lambda: print("asked", flush=True))
@@ -23,14 +23,14 @@ ctypes.CDLL(None).sem_wait(ctypes.create_string_buffer(64))
 """
 _LOADING = """
 import time
-from cluster.signals import taken
+from cluster.serve.signals import taken
 taken()
 print("up", flush=True)
 time.sleep(60)
 """
 _CHILD = """
 import signal, subprocess, sys
-from cluster.signals import taken
+from cluster.serve.signals import taken
 taken()
 code = "import signal; print(sorted(int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
 print("up", flush=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cluster.status import RankView, StatusBook
+from cluster.watch.status import RankView, StatusBook
 from experts.membership import Member
 
 

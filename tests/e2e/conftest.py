@@ -9,11 +9,11 @@ import pytest
 from ray import serve
 
 from cluster.config import ServeConfig
-from cluster.launch import RayCluster
-from cluster.loading import LoadingView
-from cluster.orders import Orders
+from cluster.control.orders import Orders
 from cluster.plan import make_plan
-from cluster.ray_session import RaySession
+from cluster.serve.launch import RayCluster
+from cluster.serve.loading import LoadingView
+from cluster.serve.ray_session import RaySession
 from tests.ports import free_port
 
 Starter = Callable[..., AbstractContextManager[RayCluster]]

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from experts.errors import UserError
-from experts.remote import wait
+from experts.worker.remote import wait
 from router_svc.client import Client
 from router_svc.demo_model.path import checkpoint_path
 from tests.e2e.conftest import Starter

@@ -13,7 +13,7 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.launch import RayCluster
+from cluster.serve.launch import RayCluster
 from router_svc.client import Client
 from router_svc.demo_model.path import checkpoint_path
 from router_svc.proto import tokenyard_pb2 as pb

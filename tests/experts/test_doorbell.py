@@ -3,7 +3,7 @@
 import threading
 import time
 
-from experts.doorbell import Doorbell
+from experts.worker.doorbell import Doorbell
 from tests.patience import PATIENCE
 
 

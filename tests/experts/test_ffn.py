@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experts.ffn import grouped_swiglu, swiglu_reference
+from experts.slots.ffn import grouped_swiglu, swiglu_reference
 from tests.experts.swiglu_cases import case, exact
 
 SHAPES = [

@@ -8,10 +8,10 @@ import torch
 
 from experts import env
 from experts.errors import UserError
-from experts.ffn import grouped_swiglu, torch_from
 from experts.kernels.build import BuildFailed, best_target, library, processor_flags
 from experts.kernels.loaded import LoadedKernels, loaded
 from experts.kernels.native import NativeKernels, native
+from experts.slots.ffn import grouped_swiglu, torch_from
 from tests.experts.swiglu_cases import case, exact
 
 FLAGS = processor_flags()

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from experts.lease import Lease
+from experts.worker.lease import Lease
 from tests.patience import PATIENCE
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from experts.checkpoint.reader import CheckpointReader
 from experts.errors import UserError
-from experts.loader import load_slots
-from experts.slots import ExpertSlots
+from experts.slots.loader import load_slots
+from experts.slots.slots import ExpertSlots
 from experts.spec import ExpertNames, ExpertsSpec
 
 EXPERTS, HIDDEN, WIDTH = 6, 10, 4

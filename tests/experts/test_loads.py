@@ -3,7 +3,7 @@
 import torch
 
 from experts.exchange.wire import ExpertBatch, StepHeader
-from experts.loads import BOTH, DECODE, PREFILL, ExpertLoads
+from experts.slots.loads import BOTH, DECODE, PREFILL, ExpertLoads
 
 
 def batch(slots: list[list[int]], rows: tuple[int, ...] = ()) -> ExpertBatch:

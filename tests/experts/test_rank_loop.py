@@ -7,16 +7,16 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from experts.doorbell import Doorbell
 from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
 from experts.exchange.wire import Route, StepWish
-from experts.ffn import swiglu_reference
 from experts.layers import ExpertLayers
 from experts.membership import Member
 from experts.placement import Placement
-from experts.rank_loop import ExpertRankLoop
-from experts.slots import ExpertSlots
+from experts.slots.ffn import swiglu_reference
+from experts.slots.slots import ExpertSlots
+from experts.worker.doorbell import Doorbell
+from experts.worker.rank_loop import ExpertRankLoop
 from tests.experts.exchange.groups import membership, random_inputs, run_members
 from tests.experts.small_experts import SPEC, all_weights
 

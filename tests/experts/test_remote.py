@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from cluster.control.supervisor import Supervisor
 from cluster.simulate.source import SourceProcess
-from cluster.supervisor import Supervisor
-from experts import deadlines, remote
-from experts.deadlines import deadline
-from experts.host import WorkerHost, WorkerProcess
-from experts.remote import Call, tell
-from router_svc.door import Door
+from experts.worker import deadlines, remote
+from experts.worker.deadlines import deadline
+from experts.worker.host import WorkerHost, WorkerProcess
+from experts.worker.remote import Call, tell
+from router_svc.ingress.door import Door
 from tests.source import ROOT
 
 
@@ -58,7 +58,7 @@ async def test_a_call_gives_what_the_verb_returned_and_raises_what_it_raised() -
 
 async def test_a_call_that_nobody_waits_for_runs_and_its_error_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     port = remote.here(counter := Counter())
-    with caplog.at_level(logging.INFO, "experts.remote"):
+    with caplog.at_level(logging.INFO, "experts.worker.remote"):
         tell(port.add(1))
         tell(port.refuse())
         await asyncio.sleep(0.01)
@@ -93,7 +93,7 @@ def test_calls_of_actors_stand_in_one_file() -> None:
         for path in (ROOT / package).rglob("*.py")
         if ".remote(" in path.read_text()
     ]
-    assert calling == ["experts/remote.py"]
+    assert calling == ["experts/worker/remote.py"]
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_calls_of_actors_stand_in_one_file() -> None:
 )
 def test_the_type_checker_knows_verbs_and_arguments(call: str, complaint: str, tmp_path: Path) -> None:
     lines = (
-        "from experts.host import WorkerHost",
+        "from experts.worker.host import WorkerHost",
         "from experts.membership import EpochRecord",
         "async def f(port: WorkerHost, record: EpochRecord) -> None:",
         f"    await {call}",

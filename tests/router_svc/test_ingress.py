@@ -3,8 +3,8 @@
 import asyncio
 from typing import Any, cast
 
-from experts.remote import Gone
-from router_svc.ingress import Ingress, IngressOrder, SupervisorVerbs
+from experts.worker.remote import Gone
+from router_svc.ingress.ingress import Ingress, IngressOrder, SupervisorVerbs
 from router_svc.link.client import LinkEngines
 
 

@@ -12,8 +12,8 @@ import pytest
 from cluster.cli.generate import generate
 from router_svc.api.calls import ApiError
 from router_svc.api.limits import ServiceLimits, check_sampling, resolve_sampling
-from router_svc.api.openai_bodies import ChatBody, CompletionBody
-from router_svc.api.openai_fields import NO_EFFECT, REFUSED_OF_CHATS, REFUSED_OF_COMPLETIONS
+from router_svc.api.openai.bodies import ChatBody, CompletionBody
+from router_svc.api.openai.fields import NO_EFFECT, REFUSED_OF_CHATS, REFUSED_OF_COMPLETIONS
 from router_svc.make_arguments import source
 from router_svc.models.generation import GenerationDefaults
 from router_svc.proto import tokenyard_pb2 as pb

@@ -12,9 +12,9 @@ from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
 from experts.exchange.sizes import COLLECTIVE_BYTES, bucket, pads
 from experts.exchange.wire import Route, StepWish
-from experts.ffn import grouped_swiglu, swiglu_reference
 from experts.membership import Member
 from experts.placement import Placement
+from experts.slots.ffn import grouped_swiglu, swiglu_reference
 from tests.experts.exchange.groups import membership, random_inputs, run_members
 from tests.patience import PATIENCE
 

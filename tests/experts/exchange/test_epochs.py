@@ -14,10 +14,10 @@ from experts.exchange.collective import CollectiveExchange
 from experts.exchange.group import build_group, connect_store, open_store
 from experts.exchange.store import StoreServer
 from experts.exchange.wire import Route, StepHeader, StepWish
-from experts.ffn import swiglu_reference
 from experts.layers import ExpertLayers
 from experts.membership import Member, Membership
 from experts.placement import Placement
+from experts.slots.ffn import swiglu_reference
 from experts.spec import ExpertNames, ExpertsSpec
 from tests.experts.exchange.groups import random_inputs
 from tests.experts.small_experts import all_weights

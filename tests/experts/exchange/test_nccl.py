@@ -9,9 +9,9 @@ from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
 from experts.exchange.nccl import NcclGroup
 from experts.exchange.wire import Route, StepWish
-from experts.ffn import swiglu_reference
 from experts.membership import Member
 from experts.placement import Placement
+from experts.slots.ffn import swiglu_reference
 from tests.experts.exchange.groups import membership, random_inputs, run_members
 
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() and distributed.is_nccl_available() else 0

@@ -1,7 +1,7 @@
 """Names of tokens in answers: none takes another's place."""
 
 from router_svc.api.calls import Chunk, NamedLogprob
-from router_svc.api.openai_answers import Answer
+from router_svc.api.openai.answers import Answer
 
 
 def entry(

@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from router_svc.api.calls import Chunk
-from router_svc.api.http import BODY_LIMIT, _body
-from router_svc.api.http_generate import _several
+from router_svc.api.openai.app import BODY_LIMIT, _body
+from router_svc.api.openai.generate import _several
 from router_svc.client import Client
 from tests.http_calls import post, send
 from tests.patience import PATIENCE

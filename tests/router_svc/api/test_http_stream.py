@@ -15,13 +15,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cluster.http_server import HttpServer
+from cluster.serve.http_server import HttpServer
 from experts.address import Listen
-from router_svc.api import http_stream
 from router_svc.api.calls import ApiError, Chunk
-from router_svc.api.http_stream import EventStream, sse
-from router_svc.api.openai_answers import STATUS, api_error_object
-from router_svc.api.silent import SilentChunks
+from router_svc.api.openai import stream as http_stream
+from router_svc.api.openai.answers import STATUS, api_error_object
+from router_svc.api.openai.silent import SilentChunks
+from router_svc.api.openai.stream import EventStream, sse
 from router_svc.request import Code, TokenLogprob
 from tests.http_calls import opened, post, sent
 from tests.patience import PATIENCE

@@ -10,7 +10,7 @@ import torch
 
 from experts.checkpoint.reader import CheckpointReader
 from experts.exchange.wire import Route
-from experts.ffn import swiglu_reference
+from experts.slots.ffn import swiglu_reference
 from router_svc.models.batch import ForwardBatch, KVCache
 from router_svc.models.decoder import CausalModel, ExpertsCall, build_model
 from router_svc.models.registry import load_spec

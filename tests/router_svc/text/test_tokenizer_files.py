@@ -245,7 +245,7 @@ def test_what_is_not_read_is_named(tmp_path: Path, name: str, content: bytes, sa
 def test_ranks_and_commands_do_without_transformers() -> None:
     code = (
         "import sys\n"
-        "import cluster.cli.main, experts.host, router_svc.worker, router_svc.client, cluster.supervisor\n"
+        "import cluster.cli.main, experts.worker.host, router_svc.worker, router_svc.client, cluster.control.supervisor\n"
         "assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=300)

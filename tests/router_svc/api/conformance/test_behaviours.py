@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from router_svc.api.openai_bodies import ChatBody
+from router_svc.api.openai.bodies import ChatBody
 from router_svc.demo_model.path import checkpoint_path
 from router_svc.text.chat import ChatTemplate
 from tests import checkpoints

@@ -1,0 +1,1 @@
+"""What is seen of a running cell: reports, metrics, dumps, recordings. Changes nothing."""

@@ -1,0 +1,1 @@
+"""Slots of a rank: loaded, computed in, counted, moved and served to peers."""

@@ -1,0 +1,1 @@
+"""The HTTP face over the service, as OpenAI has it."""

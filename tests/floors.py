@@ -1,0 +1,65 @@
+"""What may import what, for the test that holds it and for docs/map.md."""
+
+# The floors of each package, the lowest first. A module imports from its own floor and from lower ones; so does a folder
+# that stands here as a whole, whose modules are in order among themselves (no module may import its way back to itself).
+FLOORS = {
+    "experts": (
+        "errors background ladder machine membership spec dump",
+        "address env placement threads checkpoint",
+        "crew kernels ray_private",
+        "exchange",
+        "slots",
+        "layers",
+        "worker",
+    ),
+    "router_svc": (
+        "sampling sampling_arguments make_arguments proto models text",
+        "request client demo_model",
+        "api engine",
+        "link",
+        "worker ingress",
+    ),
+    "cluster": (
+        "origins balance state",
+        "config kernels watch",
+        "limits",
+        "plan",
+        "control",
+        "serve",
+        "simulate",
+        "bench cli demo",
+    ),
+}
+# Libraries and modules that a part must do without, beside its floor.
+WITHOUT = {
+    "experts": ("router_svc", "cluster"),
+    "router_svc": ("cluster",),
+    "experts.exchange": ("ray",),
+    "experts.worker.worker": ("ray", "experts.worker.host", "experts.worker.remote"),
+    "experts.worker.host": ("ray",),
+    "experts.worker.deadlines": ("torch", "ray", "time"),
+    "experts.checkpoint": ("ray",),
+    "experts.kernels": ("ray",),
+    "experts.placement": ("torch", "ray"),
+    "experts.ladder": ("torch", "time"),
+    "experts.background": ("torch", "ray"),
+    "router_svc.sampling": ("torch", "ray", "grpc", "pydantic", "experts"),
+    "router_svc.models": ("ray", "grpc", "router_svc.text"),
+    "router_svc.text": ("torch", "ray", "grpc", "router_svc.models"),
+    "router_svc.engine": ("ray", "grpc", "router_svc.api"),
+    "router_svc.api": ("ray", "router_svc.engine"),
+    "router_svc.engine.scheduler": ("torch", "time"),
+    "router_svc.engine.kv_pages": ("torch", "time"),
+    "router_svc.engine.prefix": ("torch", "time"),
+    "router_svc.client": ("torch", "ray", "router_svc.models"),
+    "cluster.cli.main": ("typer", "numpy", "yaml", "rich", "torch", "ray", "grpc", "experts", "router_svc"),
+    "cluster.cli": ("torch", "ray"),
+    "cluster.state": ("torch", "ray"),
+    "cluster.state.lifecycle": ("time",),
+    "cluster.control.cell": ("ray", "cluster.control.supervisor"),
+    "cluster.plan": ("ray",),
+    "cluster.control.orders": ("ray",),
+    "cluster.balance": ("torch", "ray", "cluster.state"),
+    "cluster.simulate.replay": ("torch", "ray"),
+    "cluster.simulate.traffic": ("torch", "ray"),
+}
