@@ -97,6 +97,8 @@ class ThreadCluster:
                 ended = [worker.end(PATIENCE) for worker in workers]
                 assert all(ended), "a step loop did not end"
         finally:
+            for worker in workers:
+                worker.close()
             self.call(self._cancel())  # a task that never ends would keep the cell and its caches
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(PATIENCE)

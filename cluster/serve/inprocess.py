@@ -119,7 +119,10 @@ class LocalServer:
             await self.grpc.stop(_LAST_BYTES)
         if self._http is not None:
             await self._http.stop()
+        loaded = self.cell.life.state != "starting"
         self.recorded = await self.cell.stop()
+        if loaded:
+            await asyncio.to_thread(self.worker.close)
 
     async def _start_cell(self, cell: Cell, progress: Progress | None) -> None:
         starting = join_task("start of the rank", cell.start())

@@ -10,6 +10,7 @@ import socketserver
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +49,22 @@ class WeightServer:
         self._server = _Server((host, 0), _Connection)
         self._server.secret, self._server.lookup = secret, lookup
         self.port: int = self._server.server_address[1]
+        self._host, self._closing = host, False
         # Without it fetches from here fail, and the balancer says so.
-        watch_thread("weights", self._server.serve_forever, only_log, returns=True)
+        self._thread = watch_thread("weights", self._serve, only_log, returns=True)
 
     def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
+        """Stop listening, and let the slots go."""
+        self._closing = True
+        with suppress(OSError):
+            socket.create_connection((self._host, self.port), timeout=1).close()  # wakes the thread that waits
+        self._thread.join(1)
         self._server.server_close()
+
+    def _serve(self) -> None:
+        """Unlike serve_forever, which looks twice a second whether it is to end, this sleeps until someone comes."""
+        while not self._closing:
+            self._server.handle_request()
 
 
 def fetch_expert(

@@ -151,6 +151,7 @@ class WorkerHost:
         """What is left where a process would be killed: the group is dropped, and nothing of it is used again."""
         if self._worker is not None:
             self._worker.leave("ended")
+            self._worker.close()
 
     def _note(self, done: int, total: int) -> None:
         self._read = (done, total)

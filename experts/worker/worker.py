@@ -243,6 +243,11 @@ class Worker:
             self.joined.exchange.close()
             self.bell.ring((self.joined.exchange.epoch, _NEVER_RUN))  # a loop that sleeps finds the group closed
 
+    def close(self) -> None:
+        """Serve no expert to peers any more: the last call."""
+        if self.held is not None:
+            self.held.server.close()
+
     def end(self, seconds: float = 10.0) -> bool:
         """End the group's loops after the next step; blocks. Whether the step thread has ended within `seconds`."""
         if self.joined is not None:

@@ -12,7 +12,7 @@ FLAGS = (
     "attention-workers expert-workers colocate num-redundant-experts device dtype max-model-len max-num-seqs "
     "max-num-batched-tokens kv-cache-memory-bytes max-queue-len served-model-name placement enable-eplb eplb-policy "
     "eplb-policy-timeout eplb-interval record-loads record-interval reasoning-parser chat-template grace-period host grpc-port "
-    "http-port allowed-origins ray-address"
+    "http-port allowed-origins strict-fields ray-address"
 ).split()
 
 

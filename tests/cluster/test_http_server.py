@@ -21,6 +21,7 @@ FILES = 40
 _SERVER = """
 import asyncio
 from cluster.serve.http_server import HttpServer
+from experts.address import Listen
 from tests.cluster.test_http_server import app
 async def main():
     server = HttpServer(app, Listen("127.0.0.1", 0))

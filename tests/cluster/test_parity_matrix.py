@@ -1,6 +1,9 @@
 """Every architecture on every topology gives transformers' greedy tokens, with replicas where there are ranks for them."""
 
+import gc
 import random
+import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from router_svc.request import EngineRequest
 from tests import checkpoints, topologies
 from tests.engines import running, sampling
+from tests.patience import wait_until
 
 COUNT = 10
 LENGTHS = (1, 7, 40, 211, 330)
@@ -20,6 +24,24 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def prompts() -> list[list[int]]:
     return [[random.Random(f"{n}/{i}").randrange(1, checkpoints.VOCABULARY) for i in range(n)] for n in LENGTHS]
+
+
+def test_a_cell_that_ended_leaves_no_thread_and_no_weights() -> None:
+    folder, before = checkpoints.shared("mixtral"), set(threading.enumerate())
+    with topologies.running(folder, "2+2") as cluster:
+        cluster.complete([EngineRequest("r", (1, 2), sampling(2))])
+        slots = [weakref.ref(worker.held.slots) for worker in cluster.workers if worker.held]
+    assert len(slots) == 2
+    del cluster
+
+    def gone() -> bool:
+        gc.collect()
+        return not any(ref() for ref in slots)
+
+    wait_until(gone, "the slots are let go")
+    wait_until(
+        lambda: not [t for t in set(threading.enumerate()) - before if t.name in ("weights", "step-loop")], "ended"
+    )
 
 
 @pytest.mark.parametrize("topology", ["2+2", "colocated2"])
