@@ -21,6 +21,7 @@ from router_svc.request import EngineRequest, Event
 from router_svc.worker import AttentionOrder, AttentionWorker, Deliver
 from tests.engines import tokens_of
 from tests.patience import PATIENCE
+from tests.server import cancel_tasks
 
 T = TypeVar("T")
 TOPOLOGIES = {
@@ -99,15 +100,9 @@ class ThreadCluster:
         finally:
             for worker in workers:
                 worker.close()
-            self.call(self._cancel())  # a task that never ends would keep the cell and its caches
+            self.call(cancel_tasks())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(PATIENCE)
-
-    async def _cancel(self) -> None:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _make(self, spawn: Spawn) -> Cell:
         return Cell(ThreadOrders(self.plan, self._deliver), spawn, self.events, self._changed)

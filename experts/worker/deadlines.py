@@ -46,57 +46,57 @@ class Deadlines:
 
 
 DEADLINES = Deadlines()
-_SECONDS = DEADLINES  # for short lines below
+
 # Seconds for each verb of what is called through `remote`. None: its caller knows the end, or it has none.
 _VERBS: dict[str, Mapping[str, float | None]] = {
     "WorkerHost": {
         "load": None,  # by the checkpoint's size; progress shows it
-        "progress": _SECONDS.needed,
-        "join": _SECONDS.needed,
-        "prepare": _SECONDS.build,
-        "drop_epoch": _SECONDS.build,
-        "epoch": _SECONDS.enter,
-        "leave": _SECONDS.needed,
+        "progress": DEADLINES.needed,
+        "join": DEADLINES.needed,
+        "prepare": DEADLINES.build,
+        "drop_epoch": DEADLINES.build,
+        "epoch": DEADLINES.enter,
+        "leave": DEADLINES.needed,
         "ended": None,  # the rank's life
-        "keep": _SECONDS.hangs,
-        "ring": _SECONDS.needed,
-        "nudge": _SECONDS.needed,
-        "stop": _SECONDS.needed,
-        "meet": _SECONDS.needed,
+        "keep": DEADLINES.hangs,
+        "ring": DEADLINES.needed,
+        "nudge": DEADLINES.needed,
+        "stop": DEADLINES.needed,
+        "meet": DEADLINES.needed,
         "stepped": None,  # until a step was counted
-        "steps": _SECONDS.needed,
+        "steps": DEADLINES.needed,
         "stage": None,  # by the bytes of the experts
-        "offer": _SECONDS.switch,
-        "drop_staged": _SECONDS.needed,
-        "version": _SECONDS.switch,
-        "report": _SECONDS.needed,
-        "dump": _SECONDS.answer,
+        "offer": DEADLINES.switch,
+        "drop_staged": DEADLINES.needed,
+        "version": DEADLINES.switch,
+        "report": DEADLINES.needed,
+        "dump": DEADLINES.answer,
     },
-    "SourceProcess": {"go": _SECONDS.needed, "left": _SECONDS.needed, "results": _SECONDS.needed},
+    "SourceProcess": {"go": DEADLINES.needed, "left": DEADLINES.needed, "results": DEADLINES.needed},
     "Supervisor": {
         "start": None,  # loads all ranks
-        "progress": _SECONDS.needed,
-        "links": _SECONDS.needed,
+        "progress": DEADLINES.needed,
+        "links": DEADLINES.needed,
         "watch": None,  # until something changes
-        "status": _SECONDS.needed,
-        "dump": _SECONDS.relay,
-        "placement": _SECONDS.needed,
+        "status": DEADLINES.needed,
+        "dump": DEADLINES.relay,
+        "placement": DEADLINES.needed,
         "rebalance": None,  # by what moves
         "release": None,
         "admit": None,
-        "counted": _SECONDS.needed,
-        "source": _SECONDS.needed,
-        "add_door": _SECONDS.needed,
-        "note": _SECONDS.needed,
-        "metrics": _SECONDS.needed,
+        "counted": DEADLINES.needed,
+        "source": DEADLINES.needed,
+        "add_door": DEADLINES.needed,
+        "note": DEADLINES.needed,
+        "metrics": DEADLINES.needed,
         "stop": None,  # by the grace period and the recording
     },
     "Door": {
         "start": None,  # reads the tokenizer
-        "metrics": _SECONDS.answer,
-        "dump": _SECONDS.answer,
+        "metrics": DEADLINES.answer,
+        "dump": DEADLINES.answer,
         "ended": None,  # the door's life
-        "stop": _SECONDS.needed,
+        "stop": DEADLINES.needed,
     },
 }
 
