@@ -55,7 +55,7 @@ class ServeConfig:
     eplb_interval: int = option(20, "Samples of the load between two plans.", 1, 1 << 20)
     record_loads: Path | None = option(None, "Write the experts' loads, step by step, to this file (.npz) at the end.")
     record_interval: int = option(300, "Seconds between parts of --record-loads, which a crash leaves.", 1, 86400)
-    reasoning_parser: str = option("auto", "How reasoning is told from content.", choices=PARSERS)
+    reasoning_parser: str = option("auto", "How reasoning and content are kept apart.", choices=PARSERS)
     chat_template: Path | None = option(None, "A chat template (jinja2) to use in place of the checkpoint's.")
     grace_period: float = option(5.0, "Seconds that running requests have to end after SIGTERM or Ctrl-C.", 0, 86400)
     host: str = option("127.0.0.1", "Address to listen on.")

@@ -70,7 +70,7 @@ def page(processes: Sequence[ProcessDump], head: str = "") -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S")
     lines = [f"tokenyard dump, {when}{': ' if head else ''}{head}; innermost call first", ""]
     for process in processes:
-        lines.append(f"{process.name}, pid {process.pid or '?'}: {told(process)}")
+        lines.append(f"{process.name}, pid {process.pid or '?'}: {summary(process)}")
         for task in process.tasks:
             lines.append(f"  task {task}")
         for thread in process.threads:
@@ -80,7 +80,7 @@ def page(processes: Sequence[ProcessDump], head: str = "") -> str:
     return "\n".join(lines)
 
 
-def told(process: ProcessDump) -> str:
+def summary(process: ProcessDump) -> str:
     """A process's moment in a line."""
     at = process.moment
     if process.trouble or at is None:

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, told in one line. Knows nothing of how they are shown."""
+"""Errors that a user can mend, in one line. Knows nothing of how they are shown."""
 
 
 class UserError(Exception):

@@ -130,8 +130,8 @@ def versions(address: str, seconds: float) -> tuple[str, str]:
     finally:
         channel.close()
     try:
-        told = json.loads(reply.value)
-        return str(told["ray_version"]), str(told["python_version"])
+        found = json.loads(reply.value)
+        return str(found["ray_version"]), str(found["python_version"])
     except (ValueError, KeyError):
         raise OSError("it says nothing of its version") from None
 

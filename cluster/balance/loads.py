@@ -50,7 +50,7 @@ class LoadCollector:
         self._placements = {placement.version: placement}
         self._ranks, self._sources = tuple(ranks), list(sources)
         self._open: dict[int, dict[int, StepLoads]] = {}
-        self.given_up = 0  # steps that some rank never told of
+        self.given_up = 0  # steps that some rank never reported
 
     def know(self, placement: Placement) -> None:
         """A version that steps may name from now on."""
@@ -63,8 +63,8 @@ class LoadCollector:
                 self._open.setdefault(step.step, {})[rank] = step
 
     def take(self) -> list[StepRow]:
-        """The steps that all ranks have told of, oldest first."""
-        whole = sorted(s for s, told in self._open.items() if len(told) == len(self._ranks))
+        """The steps that all ranks have reported, oldest first."""
+        whole = sorted(s for s, rows in self._open.items() if len(rows) == len(self._ranks))
         if whole:
             newest = next(iter(self._open[whole[-1]].values())).version  # no later step goes back behind it
         rows = [self._row(self._open.pop(step)) for step in whole]
@@ -73,12 +73,12 @@ class LoadCollector:
             self.given_up += len(late)
             for step in late:
                 del self._open[step]
-            used = min((t.version for told in self._open.values() for t in told.values()), default=newest)
+            used = min((t.version for rows in self._open.values() for t in rows.values()), default=newest)
             self._placements = {v: p for v, p in self._placements.items() if v >= min(used, newest)}
         return rows
 
-    def _row(self, told: dict[int, StepLoads]) -> StepRow:
-        first = told[self._ranks[0]]
+    def _row(self, rows: dict[int, StepLoads]) -> StepRow:
+        first = rows[self._ranks[0]]
         placement = self._placements[first.version]
         layers, experts = placement.layers, placement.experts
         loads = np.zeros((len(self._sources), layers, experts + 1), dtype=np.int64)
@@ -86,14 +86,14 @@ class LoadCollector:
         work = np.zeros(len(self._ranks))
         at_layer = np.arange(layers)[:, None]
         for i, rank in enumerate(self._ranks):
-            counts = told[rank].counts[self._sources]
+            counts = rows[rank].counts[self._sources]
             held = np.where(placement.local(rank) < 0, experts, placement.local(rank))
             for a, table in enumerate(counts):
                 np.add.at(loads[a], (at_layer, held), table)
             tokens[i] = counts.sum(axis=(0, 2))
             slots = counts.sum(axis=0)
             work[i] = np.maximum(slots[slots > 0], self._floor).sum()
-        seconds = np.array([told[rank].seconds for rank in self._ranks])
+        seconds = np.array([rows[rank].seconds for rank in self._ranks])
         return StepRow(self.epoch, first.step, first.phase, loads[:, :, :experts], tokens, work, seconds)
 
 

@@ -72,7 +72,7 @@ def _ours(**changes: object) -> Callable[[], Policy]:
 
 
 class _FullReplan(TokenyardPolicy):
-    """Ours without increments: everything anew at each turn."""
+    """Ours without increments: everything again at each turn."""
 
     def plan(self, situation: Situation) -> Placement:
         return super().plan(replace(situation, free=True))

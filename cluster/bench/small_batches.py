@@ -1,6 +1,6 @@
 """Copies against no copies at every batch size, where a slot in use costs at least reading its weights.
 
-Cost of a rank = sum over its slots in use of max(floor, tokens); a layer takes as long as its slowest rank. What is told
+Cost of a rank = sum over its slots in use of max(floor, tokens); a layer takes as long as its slowest rank. What is said
 is that time with spare slots over that of the same model without them: never above 1, if the split is right.
 """
 

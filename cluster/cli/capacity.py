@@ -18,7 +18,7 @@ def run(name: str, model: Path, ranks: list[int], load: Load, as_json: bool) -> 
     rows = [predict(sizes, machine, count, load) for count in ranks]
     if as_json:
         for row in rows:
-            print(json.dumps({"hardware": name, "model": str(model), "tokens": load.tokens, **row.told()}))
+            print(json.dumps({"hardware": name, "model": str(model), "tokens": load.tokens, **row.figures()}))
         return
     head = (
         f"{model} on {name} ({machine.source}); {load.tokens} tokens a step, context {load.context}, {load.weights}, excess "

@@ -96,7 +96,7 @@ def plan(
 
 def _tell(made: Plan, between: int, out: Path, as_json: bool) -> None:
     """between: of the moves, those from one node to another."""
-    told = {
+    figures = {
         "placement": str(out),
         "excess_before": round(float(made.before.mean()), 6),
         "excess_after": round(float(made.after.mean()), 6),
@@ -105,11 +105,12 @@ def _tell(made: Plan, between: int, out: Path, as_json: bool) -> None:
         "planner_seconds": round(made.seconds, 6),
     }
     if as_json:
-        print(json.dumps(told))
+        print(json.dumps(figures))
         return
     print(
         f"predicted excess {100 * float(made.before.mean()):.2f} % to {100 * float(made.after.mean()):.2f} %, "
-        f"{told['moves']} experts to move ({between} between nodes), planned in {1e3 * made.seconds:.0f} ms; placement in {out}"
+        f"{figures['moves']} experts to move ({between} between nodes), planned in {1e3 * made.seconds:.0f} ms; "
+        f"placement in {out}"
     )
 
 

@@ -190,7 +190,7 @@ def simulate(
             with progress(one.name, len(table)) as tick:
                 done.append(replay(table, shape, one, settings, tick))
             if as_json:
-                print(json.dumps(told(done[-1])), flush=True)
+                print(json.dumps(figures(done[-1])), flush=True)
     if report is not None:
         shown = {
             "steps": len(table),
@@ -201,8 +201,8 @@ def simulate(
         }
         report.write_text(html_report(done, origin | shown | {"interval": interval, "split": split or "the policy's"}))
     if as_csv:
-        print(",".join(told(done[0])))
-        print("\n".join(",".join(map(str, told(one).values())) for one in done))
+        print(",".join(figures(done[0])))
+        print("\n".join(",".join(map(str, figures(one).values())) for one in done))
     elif not as_json:
         _show(done)
 
@@ -210,8 +210,8 @@ def simulate(
 def _made(traffic: Traffic) -> tuple[npt.NDArray[np.int64], dict[str, object]]:
     """Loads [T, L, E] that are made, and what of."""
     traffic.check()
-    told = {"regime": traffic.regime, "tokens": traffic.tokens, "top k": traffic.top_k, "seed": traffic.seed}
-    return make_loads(traffic), told
+    made = {"regime": traffic.regime, "tokens": traffic.tokens, "top k": traffic.top_k, "seed": traffic.seed}
+    return make_loads(traffic), made
 
 
 def _recorded(path: Path, regime: str, steps: int | None) -> tuple[npt.NDArray[np.int64], dict[str, object]]:
@@ -245,7 +245,7 @@ def _capacity(name: str, model: Path | None, ranks: list[int], wanted: Load, as_
     capacity.run(name, model, ranks, wanted, as_json)
 
 
-def told(one: Replay) -> dict[str, Any]:
+def figures(one: Replay) -> dict[str, Any]:
     """A policy's numbers, as `--json` prints them."""
     return {
         "policy": one.policy,
@@ -271,7 +271,7 @@ def progress(name: str, steps: int) -> Iterator[Callable[[int], None]]:
 def _show(done: list[Replay]) -> None:
     if not sys.stdout.isatty():
         for one in done:
-            row = told(one)
+            row = figures(one)
             print(
                 f"{row['policy']}: excess {100 * row['excess']:.2f} %, balancedness {row['balancedness']:.4f}, "
                 f"{row['experts_moved']} experts moved ({row['moves_per_layer']:.2f} a layer and replan), "
@@ -282,7 +282,7 @@ def _show(done: list[Replay]) -> None:
     for name in ("policy", "excess", "balancedness", "moved", "moves/layer", "plan"):
         table.add_column(name, justify="left" if name == "policy" else "right")
     for one in done:
-        row = told(one)
+        row = figures(one)
         table.add_row(
             row["policy"], f"{100 * row['excess']:.2f} %", f"{row['balancedness']:.4f}", str(row["experts_moved"]),
             f"{row['moves_per_layer']:.2f}", f"{1e3 * row['planner_seconds']:.1f} ms",
@@ -300,7 +300,7 @@ def _actors(
             with progress(name, settings.steps) as tick:
                 one = run.run_actors(loads, name, settings, tick)
             if as_json:
-                print(json.dumps(one.told()), flush=True)
+                print(json.dumps(one.figures()), flush=True)
                 continue
             print(
                 f"{name}: excess {100 * one.excess:.2f} % (first third {100 * one.excess_first:.2f}, last "

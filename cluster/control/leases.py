@@ -43,12 +43,12 @@ class Leases:
             task.cancel()
 
     async def _keep(self, name: str, seat: Seat) -> None:
-        told = ""
+        said = ""
         while True:
             try:
                 async with asyncio.timeout(self._patience):
                     await seat.port.keep()
-                told = ""
+                said = ""
             except TimeoutError:
                 await self._hung(seat)
             except Gone as error:  # the watch that waits on `ended` deals with it
@@ -57,7 +57,7 @@ class Leases:
             except Exception as error:  # one bad call must not cost the rank its life
                 what = f"{name} could not be renewed: {type(error).__name__}: {error}"
                 log.exception("%s", what)
-                if what != told:
+                if what != said:
                     self._trouble(what)
-                told = what
+                said = what
             await asyncio.sleep(self._renew)

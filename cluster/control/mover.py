@@ -45,7 +45,7 @@ class Stuck(Exception):
 
 
 class Mover:
-    """One call of `carry_out` at a time. placement, policy: those in use; fetched: experts so far; know: told of each placement
+    """One call of `carry_out` at a time. placement, policy: those in use; fetched: experts so far; know: gets each placement
     before it is offered."""
 
     def __init__(

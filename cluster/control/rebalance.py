@@ -100,7 +100,7 @@ class Balancer:
         self._experts = [seat for seat in seats if seat.member.holds_experts]
         self._collector = self._new_collector(1, seats)
         self._history = History(_HISTORY, settings.least_pairs)
-        self.quiet = asyncio.Lock()  # held while something moves: whoever holds it keeps the placement as it is
+        self.quiet = asyncio.Lock()  # held while something moves: its holder keeps the placement as it is
         self._asking = asyncio.Lock()  # held while the policy thinks; `quiet` is free meanwhile
         self._planned_at = 0  # rows seen when it planned last
         self._judge_at: tuple[int, Decision, Placement] | None = None  # rows, what was promised, what was before
@@ -328,8 +328,8 @@ class Balancer:
         self._speeds.judge([seat.rank for seat in self._experts], work, seconds, steps)
         now = self._speeds.of(self.placement.ranks)
         if now != before:
-            told = ", ".join(f"rank {rank} {speed:g}" for rank, speed in enumerate(now) if speed != 1)
-            self._note("speeds", f"relative to the median rank: {told or 'all alike again'}")
+            text = ", ".join(f"rank {rank} {speed:g}" for rank, speed in enumerate(now) if speed != 1)
+            self._note("speeds", f"relative to the median rank: {text or 'all alike again'}")
 
     @property
     def _wanted_split(self) -> SplitPolicy:
@@ -359,7 +359,7 @@ class Balancer:
         )
 
     def _degrade(self, reason: str) -> None:
-        """Balancing does not go on as it should: told once, and shown until it does."""
+        """Balancing does not go on as it should: said once, and shown until it does."""
         if reason != self.reason:
             log.warning("balancer: %s", reason)
             self._note("balancer", reason)

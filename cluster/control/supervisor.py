@@ -61,7 +61,7 @@ class Supervisor:
         cell, views = self._cell, await self._cell.views()
         life, version = cell.life, cell.placement.version
         found = self._book.status(views, life.epoch, version, life.state, life.reason, cell.balancer_view)
-        return found | ({"events": self._events.told()} if events else {})
+        return found | ({"events": self._events.entries()} if events else {})
 
     async def dump(self) -> list[ProcessDump]:
         """What every process of the cluster is doing, this one first."""

@@ -42,7 +42,7 @@ class LocalAdmin:
         cell, views = self._cell, await self._cell.views()
         state, reason = self._engines.state()
         found = self._book.status(views, cell.life.epoch, cell.placement.version, state, reason, cell.balancer_view)
-        return found | ({"events": self._events.told()} if events else {})
+        return found | ({"events": self._events.entries()} if events else {})
 
     async def rebalance(self, dry_run: bool) -> dict[str, Any]:
         return asdict(await self._cell.rebalance(dry_run))

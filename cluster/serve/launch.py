@@ -133,7 +133,7 @@ class RayCluster:
 
     def watch(self, asked: threading.Event, tell: Callable[[str], None]) -> None:
         """Pass on what happens to the cluster until `asked`. Raises RuntimeError once nobody leads the ranks any more."""
-        version, told = -1, ""
+        version, said = -1, ""
         while not asked.is_set():
             news = self.supervisor.watch(version)
             while not answered(news, 0.5):
@@ -145,9 +145,9 @@ class RayCluster:
                 raise RuntimeError(f"the supervisor died; logs are in {self._session.log_folder}") from None
             self._trouble = self._trouble or state == "degraded"
             line = f"{state}: {reason}" if reason else f"{state} again"
-            if line != told and (reason or told) and state != "stopping":
+            if line != said and (reason or said) and state != "stopping":
                 tell(line)
-            told = line if reason else ""
+            said = line if reason else ""
 
     def dump(self) -> str:
         """A page that says what every process is doing, from any thread; also while they start."""
@@ -253,8 +253,8 @@ def _quietly(work: Any) -> None:
     try:
         work()
     except Exception as error:  # the rest must still be ended
-        told = str(error).partition("\n")[0] or type(error).__name__
-        logging.getLogger(__name__).warning("while stopping: %s", told)
+        said = str(error).partition("\n")[0] or type(error).__name__
+        logging.getLogger(__name__).warning("while stopping: %s", said)
 
 
 def _kind(error: BaseException) -> str:

@@ -9,7 +9,7 @@ _HEADER = "x-request-id"
 
 
 class RequestIds:
-    """ASGI middleware. The app finds the id among its request's headers, whoever chose it."""
+    """ASGI middleware. The app finds the id among its request's headers, the client's or a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

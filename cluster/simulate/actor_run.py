@@ -89,7 +89,7 @@ class ActorRun:
     placement_version: int
     changes: tuple[Changed, ...]
 
-    def told(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """For `--json`."""
         return asdict(self)
 

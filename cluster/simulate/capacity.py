@@ -58,7 +58,7 @@ class Prediction:
     fits: bool
     limit: str
 
-    def told(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """For `--json`."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 

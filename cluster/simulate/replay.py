@@ -85,7 +85,7 @@ def replay(
     settings: ReplaySettings,
     tick: Callable[[int], None] = lambda done: None,
 ) -> Replay:
-    """Run a trace [T, L, E] through a policy. tick: told how many steps are done. Raises UserError."""
+    """Run a trace [T, L, E] through a policy. tick: gets how many steps are done. Raises UserError."""
     steps, layers, experts = loads.shape
     shape.check(layers, experts)
     check_changes(settings.changes, shape, layers, experts, steps)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
-# Okabe-Ito, told apart by eyes that do not tell red from green
+# Okabe-Ito, which eyes that see no red or green can tell apart
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _LEFT, _TOP, _BOTTOM, _RIGHT = 62, 34, 44, 16
 _RAMP = ((255, 255, 229), (254, 196, 79), (217, 95, 14), (102, 37, 6))  # low to high, also in grey

@@ -18,7 +18,7 @@ class ClusterEvent:
 
 
 class EventLog:
-    """Knows no clock: whoever adds says when."""
+    """Knows no clock: the caller says when."""
 
     def __init__(self) -> None:
         self._events: deque[ClusterEvent] = deque(maxlen=KEPT)
@@ -29,6 +29,6 @@ class EventLog:
         self._count += 1
         self._events.append(ClusterEvent(self._count, seconds, kind, " ".join(text.split())))
 
-    def told(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[dict[str, Any]]:
         """All that are kept, oldest first."""
         return [asdict(event) for event in self._events]

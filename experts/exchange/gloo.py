@@ -19,7 +19,7 @@ from experts.exchange.sockets import cut_connections, listening_ports
 from experts.exchange.transport import Group, Pending
 
 _backend_class: Any = ProcessGroupGloo  # torch's stubs know little of it
-_LOOK_AT_PORTS = threading.Lock()  # held while a device is made, so that its port is told from another group's
+_LOOK_AT_PORTS = threading.Lock()  # held while a device is made, so that its port is not taken for another group's
 
 
 class GlooGroup(Group):
@@ -122,7 +122,7 @@ class _Operation:
 
 
 def _listen(host: str) -> tuple[Any, int]:
-    """A device bound to `host`, and the port it listens on (0 = could not be told)."""
+    """A device bound to `host`, and the port it listens on (0 = not known)."""
     with _LOOK_AT_PORTS:
         before = listening_ports()
         device = _backend_class.create_device(hostname=host)

@@ -105,7 +105,7 @@ class GuardedGroup:
         return count
 
     def close(self) -> None:
-        """Drop the group at once; whoever waits in it, here or on a peer, gets an error."""
+        """Drop the group at once; what waits in it, here or on a peer, gets an error."""
         with self._lock:
             self._closed = True
         self._group.close()
@@ -114,5 +114,5 @@ class GuardedGroup:
         if self._closed:
             return self.lost("the exchange was closed")
         culprit = self._group.culprit(error)
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return self.lost(told if culprit is None else f"lost {self.name(culprit)}: {told}")
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return self.lost(text if culprit is None else f"lost {self.name(culprit)}: {text}")

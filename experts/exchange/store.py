@@ -43,7 +43,7 @@ class StoreServer:
 
 
 class StoreClient(Store):
-    """One connection; calls of several threads take turns, so whoever waits long uses a `clone`.
+    """One connection; calls of several threads take turns, so a caller that waits long uses a `clone`.
 
     Raises DistStoreError (a RuntimeError) for a wait that passed and for a server that is gone.
     """

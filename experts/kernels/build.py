@@ -42,7 +42,7 @@ def best_target(flags: set[str]) -> str:
 
 
 def processor_flags() -> set[str]:
-    """This machine's instruction sets; empty where they can't be told."""
+    """This machine's instruction sets; empty where they are not known."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

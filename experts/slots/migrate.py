@@ -35,7 +35,13 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """What came of a move. digest: of the weights; error: why it failed, else empty; seconds: it took; origin: whence."""
+    """What came of a move.
+
+    digest: of the weights
+    error: why it failed, else empty
+    seconds: it took
+    origin: where the weights came from
+    """
 
     move: Move
     digest: bytes
@@ -63,7 +69,7 @@ class Migration:
         return self._slots.parts(layer, slot)
 
     def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]:
-        """Fetch each expert into staging, one after another. bandwidth: bytes/s. Failures are told, not raised."""
+        """Fetch each expert into staging, one after another. bandwidth: bytes/s. Failures are in the answer, not raised."""
         return [self._stage(move, bandwidth) for move in moves]
 
     def drop(self) -> None:

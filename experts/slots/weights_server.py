@@ -43,7 +43,7 @@ class PeerSlot:
 
 
 class WeightServer:
-    """Listens on `host` until closed; serves whoever knows the secret, each from a thread of its own."""
+    """Listens on `host` until closed; serves callers that know the secret, each from a thread of its own."""
 
     def __init__(self, host: str, secret: str, lookup: Lookup) -> None:
         self._server = _Server((host, 0), _Connection)
@@ -94,14 +94,14 @@ def fetch_expert(
             digest = Digest()
             for part in into:
                 _fill(link, part, digest, deadline)
-            told = bytes(_exactly(link, len(digest.value())))
+            checksum = bytes(_exactly(link, len(digest.value())))
     except (OSError, ValueError, KeyError, msgpack.UnpackException) as error:
         raise MoveFailed(f"expert {expert} of layer {layer} from {peer.host}:{peer.port}: {error}") from error
-    if told != digest.value():
+    if checksum != digest.value():
         raise MoveFailed(f"expert {expert} of layer {layer} from {peer.host}:{peer.port}: its bytes changed on the way")
-    if digest_of(into) != told:
+    if digest_of(into) != checksum:
         raise MoveFailed(f"expert {expert} of layer {layer}: what lies here is not what arrived")
-    return told
+    return checksum
 
 
 class _Server(socketserver.ThreadingTCPServer):

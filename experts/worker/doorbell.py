@@ -7,7 +7,7 @@ NEVER: Moment = (-1, -1)
 
 
 class Doorbell:
-    """Thread-safe. Idle ranks wait on it instead of opening steps; whoever has work rings the step it wants."""
+    """Thread-safe. Idle ranks wait on it instead of opening steps; a rank with work rings the step it wants."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

@@ -1,4 +1,4 @@
-"""What the Admin service and /metrics ask of whoever runs the ranks."""
+"""What the Admin service and /metrics ask of the side that runs the ranks."""
 
 from typing import Any, Protocol
 

@@ -166,5 +166,5 @@ def retry_hint(state: str) -> float | None:
 
 def not_ready(state: str, reason: str) -> ApiError:
     """The refusal while no rank can serve."""
-    told = f"the server is {state}" + (f": {reason}" if reason else "")
-    return ApiError(Code.UNAVAILABLE, told, retry_after=retry_hint(state))
+    text = f"the server is {state}" + (f": {reason}" if reason else "")
+    return ApiError(Code.UNAVAILABLE, text, retry_after=retry_hint(state))

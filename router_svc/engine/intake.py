@@ -1,6 +1,6 @@
 """What crosses from other threads into an engine: messages in, and the one place that knows which requests live.
 
-A request that was accepted ends with exactly one last event per choice, or one FailedEvent, whoever gives it.
+A request that was accepted ends with exactly one last event per choice, or one FailedEvent, from one side or the other.
 """
 
 import threading

@@ -119,7 +119,7 @@ class Engine:
     def run(self) -> None:
         """The step thread's body: ends after a stop (then everything failed), or when the exchange broke.
 
-        Then `lost` says why, and whoever knows the cause calls `fail` with it.
+        Then `lost` says why, and the side that knows the cause calls `fail` with it.
         """
         stop = False
         while not stop:

@@ -105,7 +105,7 @@ class Ingress:
         self._following: asyncio.Task[None] | None = None
 
     async def start(self, also: Callable[[str], Awaitable[None]] | None = None) -> Service:
-        """Connect and follow the state; `also` is told of every state too."""
+        """Connect and follow the state; `also` gets every state too."""
         order = self._order
         text = await asyncio.to_thread(TextStack.load, order.folder, order.spec, order.reasoning, order.template)
         secret, addresses = await self._supervisor.links()

@@ -53,7 +53,7 @@ def cell(folder: Path, spawn: object) -> Iterator[ThreadCluster]:
 
 
 def told(cluster: ThreadCluster, kind: str) -> list[str]:
-    return [event["text"] for event in cluster.events.told() if event["kind"] == kind]
+    return [event["text"] for event in cluster.events.entries() if event["kind"] == kind]
 
 
 def test_one_bad_lease_call_is_an_event_and_no_more(tmp_path: Path) -> None:

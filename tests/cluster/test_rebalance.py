@@ -49,8 +49,8 @@ def test_hot_experts_get_copies_or_change_places_and_answers_stay(topology: str,
                 task.cancel()
 
         cluster.call(live())
-        kinds = [event["kind"] for event in events.told()]
-        assert "rebalance" in kinds, events.told()
+        kinds = [event["kind"] for event in events.entries()]
+        assert "rebalance" in kinds, events.entries()
         assert "moved" in kinds
         assert balancer.experts_moved > 0
         assert balancer.state == "ok", balancer.reason
@@ -162,7 +162,7 @@ def test_a_policy_that_never_returns_is_named_and_serving_goes_on(folder: Path, 
 
         cluster.call(live())
     assert "'hangs' did not answer within 1 s" in balancer.reason
-    assert [event["kind"] for event in events.told()] == ["balancer"]
+    assert [event["kind"] for event in events.entries()] == ["balancer"]
 
 
 def test_an_idle_balancer_asks_nobody(folder: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_stuck_transfer_is_told_and_leaves_the_placement(folder: Path) -> None
             assert balancer.state == "stuck"
             assert "fetching" in balancer.reason
             assert balancer.placement.version == 0
-            assert [e["kind"] for e in events.told()][-2:] == ["balancer", "moved"]
+            assert [e["kind"] for e in events.entries()][-2:] == ["balancer", "moved"]
             again = renamed(requests(1), "b")
             assert await asyncio.to_thread(cluster.complete, again) == quiet
             del host.stage  # type: ignore[method-assign]
@@ -259,7 +259,7 @@ def test_a_policy_that_raises_leaves_the_placement(folder: Path) -> None:
         cluster.call(live())
         assert "ZeroDivisionError: by me" in balancer.reason
         assert balancer.placement.version == 0
-        assert len(events.told()) == 1, "told once, not at every turn"
+        assert len(events.entries()) == 1, "told once, not at every turn"
 
 
 def test_failed_moves_are_left_out_with_what_depends_on_them() -> None:

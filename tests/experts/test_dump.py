@@ -4,7 +4,7 @@ import asyncio
 import threading
 
 from experts.background import only_log, watch_task, watch_thread
-from experts.dump import ProcessDump, StepMoment, dump_here, page, told
+from experts.dump import ProcessDump, StepMoment, dump_here, page, summary
 
 
 async def test_threads_and_tasks_of_this_process_are_there_by_name() -> None:
@@ -32,8 +32,8 @@ async def test_threads_and_tasks_of_this_process_are_there_by_name() -> None:
 
 def test_a_moment_is_a_line() -> None:
     waits = StepMoment(2, 7, 3, "combine", 4.25, ("rank 1 (expert)", "rank 2 (expert)"))
-    line = told(ProcessDump("rank 0", 1, moment=waits))
+    line = summary(ProcessDump("rank 0", 1, moment=waits))
     assert line == "epoch 2, step 7, layer 3, combine: has waited 4.2 s for rank 1 (expert) and rank 2 (expert)"
-    assert told(ProcessDump("rank 0", 1, moment=StepMoment(2, 7))) == "epoch 2, step 7, waits for no rank"
+    assert summary(ProcessDump("rank 0", 1, moment=StepMoment(2, 7))) == "epoch 2, step 7, waits for no rank"
     silent = ProcessDump("rank 3 (expert)", 99, "does not answer within 2 s; its process: stopped")
     assert "rank 3 (expert), pid 99: does not answer within 2 s; its process: stopped" in page([silent], "here")

@@ -21,8 +21,8 @@ from experts.placement import Placement
 def main(life: int, questions: int, answers: int) -> None:
     """Serve until `questions` ends. life: a pipe that nobody writes to; our parent's death closes it."""
     end_with_parent(life)
-    asked, told = os.fdopen(questions, "rb"), os.fdopen(answers, "wb")
-    _tell(told, {"ready": True})
+    asked, answered = os.fdopen(questions, "rb"), os.fdopen(answers, "wb")
+    _tell(answered, {"ready": True})
     policy: Policy | None = None
     while (message := _next(asked)) is not None:
         try:
@@ -33,7 +33,7 @@ def main(life: int, questions: int, answers: int) -> None:
                 answer = _plan(policy, message)
         except BaseException as error:  # a policy may raise anything, SystemExit too
             answer = {"error": f"raised {type(error).__name__}: {error}{_place(error)}"}
-        _tell(told, answer)
+        _tell(answered, answer)
 
 
 def end_with_parent(life: int) -> None:
@@ -83,8 +83,8 @@ def _next(asked: BinaryIO) -> dict[str, Any] | None:
     return unpack(asked.read(int.from_bytes(head, "little")))
 
 
-def _tell(told: BinaryIO, message: dict[str, Any]) -> None:
+def _tell(answered: BinaryIO, message: dict[str, Any]) -> None:
     with contextlib.suppress(Exception):  # a policy may have closed it
         sys.stdout.flush()
-    told.write(pack(message))
-    told.flush()
+    answered.write(pack(message))
+    answered.flush()

@@ -43,7 +43,7 @@ def layout(load: npt.NDArray[np.float64], situation: Situation) -> Placement:
 
 
 def replicas(load: npt.NDArray[np.float64], slots: int) -> IntArray:
-    """[L, E] copies: one each, then one more for whoever has the most tokens per copy until the slots are used."""
+    """[L, E] copies: one each, then one more for the expert with the most tokens per copy until the slots are used."""
     layers, experts = load.shape
     copies = np.ones((layers, experts), dtype=np.int64)
     rows = np.arange(layers)
