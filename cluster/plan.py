@@ -14,9 +14,9 @@ from cluster.watch.recorder import check_writable
 from experts.address import bare, check_port
 from experts.checkpoint.reader import CheckpointReader
 from experts.crew import most_threads
+from experts.epoch.membership import Member
 from experts.errors import UserError
 from experts.machine import free_memory, own_memory
-from experts.membership import Member
 from experts.placement import Placement
 from experts.slots.loader import check_experts
 from router_svc.api.calls import ModelInfo

@@ -5,8 +5,9 @@ import time
 import torch
 
 from experts.crew import Crew
+from experts.epoch.agreement import StepHeader
 from experts.exchange.base import Exchange
-from experts.exchange.wire import ExpertBatch, Route, StepHeader
+from experts.exchange.wire import ExpertBatch, Route
 from experts.slots.loads import ExpertLoads
 from experts.slots.slots import ExpertSlots
 from experts.spec import ExpertsSpec

@@ -26,7 +26,7 @@ from ray.serve._private import replica as serve_replica
 from ray.serve.context import _get_global_client
 
 from experts.address import free_port
-from experts.membership import HERE
+from experts.epoch.membership import HERE
 
 
 class WantsToken(Exception):

@@ -4,7 +4,7 @@
 # that stands here as a whole, whose modules are in order among themselves (no module may import its way back to itself).
 FLOORS = {
     "experts": (
-        "errors background ladder machine membership spec dump",
+        "errors background ladder machine epoch spec dump",
         "address env placement threads checkpoint",
         "crew kernels ray_private",
         "exchange",
@@ -34,6 +34,7 @@ FLOORS = {
 WITHOUT = {
     "experts": ("router_svc", "cluster"),
     "router_svc": ("cluster",),
+    "experts.epoch": ("torch", "ray", "time", "numpy", "threading"),
     "experts.exchange": ("ray",),
     "experts.worker.worker": ("ray", "experts.worker.host", "experts.worker.remote"),
     "experts.worker.host": ("ray",),

@@ -17,7 +17,7 @@ from rich.table import Table
 from cluster.config import ServeConfig
 from cluster.control.orders import LocalOrders
 from cluster.plan import ServePlan, make_plan
-from experts.membership import HERE, EpochRecord, Membership
+from experts.epoch.membership import HERE, EpochRecord, Membership
 from experts.worker.deadlines import DEADLINES
 from router_svc.api.engines import EventStream
 from router_svc.link.client import LinkEngines

@@ -25,12 +25,12 @@ from cluster.watch.reports import view_of, views_of
 from cluster.watch.status import BalancerView, RankView
 from experts.background import join_task, watch_task
 from experts.dump import ProcessDump
+from experts.epoch.membership import HERE, EpochRecord, Member, Membership
 from experts.errors import UserError
 from experts.exchange.group import open_store
 from experts.exchange.registry import exchange_kind
 from experts.exchange.split import SplitPolicy
 from experts.exchange.store import StoreServer
-from experts.membership import HERE, EpochRecord, Member, Membership
 from experts.placement import Placement
 from experts.worker import remote
 from experts.worker.deadlines import DEADLINES

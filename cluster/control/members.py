@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Sequence
 
 from cluster.state.roster import Seat
-from experts.membership import EpochRecord
+from experts.epoch.membership import EpochRecord
 from experts.worker.deadlines import DEADLINES
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from cluster.balance.cost import split_policy
 from cluster.plan import ServePlan
+from experts.epoch.membership import Member
 from experts.exchange.split import SplitPolicy
 from experts.machine import cores
-from experts.membership import Member
 from experts.placement import Placement
 from experts.worker import remote
 from experts.worker.host import WorkerHost, WorkerProcess

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from cluster.serve.notes import say
-from experts.membership import Member
+from experts.epoch.membership import Member
 
 
 class LoadingView:

@@ -27,8 +27,8 @@ from cluster.simulate.pace import Pace
 from cluster.simulate.source import SourceProcess
 from cluster.simulate.synthetic import SyntheticOrders
 from experts.crew import most_threads
+from experts.epoch.membership import Member
 from experts.errors import UserError
-from experts.membership import Member
 from experts.slots.slots import slot_bytes
 from experts.worker.remote import wait
 from router_svc.engine.config import EngineConfig

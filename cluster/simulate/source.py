@@ -14,9 +14,10 @@ import torch
 
 from cluster.simulate.gate import ids_for
 from experts.checkpoint.reader import CheckpointReader
+from experts.epoch.agreement import StepWish
 from experts.errors import RankLost
 from experts.exchange.base import Exchange
-from experts.exchange.wire import Route, StepWish
+from experts.exchange.wire import Route
 from experts.layers import ExpertLayers
 from experts.slots.ffn import torch_swiglu
 from experts.slots.loader import load_slots

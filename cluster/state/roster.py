@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from experts.membership import Member, Role
+from experts.epoch.membership import Member, Role
 from experts.worker.host import Loaded, WorkerHost
 from experts.worker.worker import RankReport
 

@@ -7,7 +7,7 @@ import psutil
 
 from cluster.state.roster import Seat
 from experts.dump import ProcessDump
-from experts.membership import Member
+from experts.epoch.membership import Member
 from experts.worker.deadlines import DEADLINES
 from router_svc.ingress.door import Door
 

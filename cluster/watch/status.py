@@ -10,8 +10,8 @@ import numpy.typing as npt
 import psutil
 import torch
 
+from experts.epoch.membership import Member
 from experts.exchange.base import ExchangeCounters
-from experts.membership import Member
 from router_svc.engine.step_loop import EngineStats
 
 IntArray = npt.NDArray[np.int64]

@@ -12,10 +12,11 @@ from typing import Protocol
 import torch
 
 from experts.dump import StepMoment
+from experts.epoch.agreement import StepHeader, StepWish
+from experts.epoch.membership import EpochRecord
 from experts.exchange.block import BlockForm
 from experts.exchange.split import SplitPolicy
-from experts.exchange.wire import ExpertBatch, Route, StepHeader, StepWish
-from experts.membership import EpochRecord
+from experts.exchange.wire import ExpertBatch, Route
 from experts.placement import Placement
 
 

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 
 from experts.dump import StepMoment
+from experts.epoch.agreement import Astray, GoTo, Row, StepHeader, StepWish, agree
+from experts.epoch.membership import EpochRecord, Membership
 from experts.exchange.base import DispatchHandle, Exchange, ExchangeCounters, ExchangeOrder
 from experts.exchange.block import BlockForm, Blocks, Stamp, write_stamp
 from experts.exchange.flight import Dispatch, Plan
@@ -25,8 +26,7 @@ from experts.exchange.routing import Tables
 from experts.exchange.sizes import COLLECTIVE_BYTES, bucket, pads
 from experts.exchange.split import SplitPolicy
 from experts.exchange.transport import Group
-from experts.exchange.wire import Route, StepHeader, StepWish, share_prefill
-from experts.membership import EpochRecord, Membership
+from experts.exchange.wire import Route
 from experts.placement import Placement
 
 
@@ -44,18 +44,6 @@ class _Next:
 
     membership: Membership
     group: GuardedGroup | None
-
-
-class _Row(NamedTuple):
-    """What a member brings to a header. version: the newest placement it holds; ready: the newest epoch it is ready for."""
-
-    epoch: int
-    step: int
-    version: int
-    decode: int
-    prefill: int
-    stop: int
-    ready: int
 
 
 class CollectiveExchange(Exchange):
@@ -134,26 +122,20 @@ class CollectiveExchange(Exchange):
             dropped.group.close()
 
     def open_step(self, wish: StepWish) -> StepHeader:
-        rows = self._gather(wish)
-        ready = {row.ready for row in rows}
-        if len(ready) == 1 and ready != {self.epoch} and not any(row.stop for row in rows):
+        answer = self._ask(wish)
+        while isinstance(answer, GoTo):
             last = self._group
             if not self._enter_next():
                 return self._left()
-            rows = self._gather(wish)
+            answer = self._ask(wish)
             last.close()  # not before: by now every member has had its last header
-        decode, wishes = tuple(row.decode for row in rows), tuple(row.prefill for row in rows)
-        self._switch_to(min(row.version for row in rows))
-        step = self._group.step
-        prefill = share_prefill(self._budget, decode, wishes, step)
-        tokens = tuple(d + p for d, p in zip(decode, prefill, strict=True))
+        self._switch_to(answer.version)
         form = self._form
         row_bytes = form.dispatch_bytes(1) + form.combine_bytes(1)
-        self._padded = pads(tokens, len(self._group.holders), form.top_k, row_bytes, self._collective_bytes)
-        stop = any(row.stop for row in rows)
-        self._header = StepHeader(self.epoch, step, min(row.version for row in rows), tokens, prefill, stop)
+        self._padded = pads(answer.tokens, len(self._group.holders), form.top_k, row_bytes, self._collective_bytes)
+        self._header = answer
         self.counters.steps += 1
-        return self._header
+        return answer
 
     def dispatch(self, layer: int, x: torch.Tensor, route: Route) -> DispatchHandle:
         started = time.perf_counter()
@@ -175,20 +157,20 @@ class CollectiveExchange(Exchange):
         self.drop_epoch()
         self._group.close()
 
-    def _gather(self, wish: StepWish) -> list["_Row"]:
-        """What every member brings to the next step's header."""
+    def _ask(self, wish: StepWish) -> StepHeader | GoTo:
+        """What all members do next, from what each brings. Raises RankLost where one is at another step."""
         group = self._group
         step = self._header.step + 1
         group.step, self._layer = step, -1
         with self._lock:
             ready = self.epoch if self._next is None else self._next.membership.epoch
             newest = self._newest
-        mine = _Row(self.epoch, step, newest, wish.decode, wish.prefill, int(wish.stop), ready)
-        rows = [_Row(*row) for row in group.gather(torch.tensor(mine, dtype=torch.int64)).tolist()]
-        for index, row in enumerate(rows):
-            if (row.epoch, row.step) != (self.epoch, step):
-                raise group.lost(f"{group.name(index)} is at epoch {row.epoch}, step {row.step}")
-        return rows
+        mine = Row(self.epoch, step, newest, wish.decode, wish.prefill, int(wish.stop), ready)
+        rows = [Row(*row) for row in group.gather(torch.tensor(mine, dtype=torch.int64)).tolist()]
+        answer = agree(rows, self.epoch, step, self._budget)
+        if isinstance(answer, Astray):
+            raise group.lost(f"{group.name(answer.member)} is at epoch {answer.epoch}, step {answer.step}")
+        return answer
 
     def _enter(self, group: GuardedGroup, version: int) -> None:
         """Begin an epoch under a placement version."""

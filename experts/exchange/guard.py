@@ -9,11 +9,11 @@ import time
 import torch
 
 from experts.dump import StepMoment
+from experts.epoch.membership import Membership
 from experts.errors import RankLost
 from experts.exchange.base import ExchangeCounters
 from experts.exchange.block import Blocks, Stamp, read_stamp
 from experts.exchange.transport import Group, Pending
-from experts.membership import Membership
 
 
 class GuardedGroup:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from experts.dump import StepMoment
+from experts.epoch.agreement import Row, StepHeader, StepWish, agree
+from experts.epoch.membership import EpochRecord
 from experts.errors import RankLost
 from experts.exchange.base import CombineHandle, DispatchHandle, Exchange, ExchangeCounters, ExchangeOrder
 from experts.exchange.split import SplitPolicy, SplitTable
-from experts.exchange.wire import ExpertBatch, Route, StepHeader, StepWish, share_prefill
-from experts.membership import EpochRecord
+from experts.exchange.wire import ExpertBatch, Route
 from experts.placement import Placement
 
 
@@ -95,8 +96,10 @@ class LocalExchange(Exchange):
         self._step = step = self._step + 1
         self.counters.steps += 1
         self._layer = -1
-        prefill = share_prefill(self._budget, (wish.decode,), (wish.prefill,), step)
-        return StepHeader(self.epoch, step, self._version, (wish.decode + prefill[0],), prefill, wish.stop)
+        row = Row(self.epoch, step, self._version, wish.decode, wish.prefill, int(wish.stop), self.epoch)
+        answer = agree([row], self.epoch, step, self._budget)
+        assert isinstance(answer, StepHeader), "one member is at its own step, and ready for its own epoch"
+        return answer
 
     def moment(self) -> StepMoment:
         return StepMoment(self.epoch, self._step, self._layer)

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from experts.epoch.membership import EpochRecord
 from experts.errors import UserError
 from experts.exchange.base import Exchange, ExchangeOrder
 from experts.exchange.collective import CollectiveExchange
 from experts.exchange.local import LocalExchange
-from experts.membership import EpochRecord
 
 
 @dataclass(frozen=True, slots=True)

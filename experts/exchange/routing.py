@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from experts.epoch.membership import Membership
 from experts.exchange.split import SplitPolicy, SplitTable, split, to_home
-from experts.membership import Membership
 from experts.placement import IntArray, Placement
 
 

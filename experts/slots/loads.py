@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from experts.exchange.wire import ExpertBatch, StepHeader
+from experts.epoch.agreement import StepHeader
+from experts.exchange.wire import ExpertBatch
 
 KEPT_STEPS = 4096  # of which nobody asked yet; older ones are forgotten
 DECODE, PREFILL, BOTH = 0, 1, 2

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experts.dump import ProcessDump, dump_here
+from experts.epoch.membership import EpochRecord
 from experts.exchange.split import SplitPolicy
-from experts.membership import EpochRecord
 from experts.placement import Placement
 from experts.slots.loads import StepLoads
 from experts.slots.migrate import Move, Staged

@@ -2,9 +2,9 @@
 
 import logging
 
+from experts.epoch.agreement import StepWish
 from experts.errors import RankLost
 from experts.exchange.base import Exchange
-from experts.exchange.wire import StepWish
 from experts.layers import ExpertLayers
 from experts.worker.doorbell import Doorbell, Moment
 

@@ -19,12 +19,12 @@ from experts.background import watch_thread
 from experts.checkpoint.reader import CheckpointReader
 from experts.crew import Crew
 from experts.dump import StepMoment
+from experts.epoch.membership import EpochRecord, Member
 from experts.exchange.base import Exchange, ExchangeCounters, ExchangeOrder
 from experts.exchange.block import BlockForm
 from experts.exchange.registry import exchange_kind
 from experts.exchange.split import SplitPolicy
 from experts.layers import ExpertLayers
-from experts.membership import EpochRecord, Member
 from experts.placement import IntArray, Placement
 from experts.slots.loader import load_slots
 from experts.slots.loads import StepLoads

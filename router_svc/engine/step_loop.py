@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from experts.epoch.agreement import StepHeader, StepWish
 from experts.errors import RankLost
 from experts.exchange.base import Exchange
-from experts.exchange.wire import StepHeader, StepWish
 from experts.layers import ExpertLayers
 from experts.worker.doorbell import Doorbell, Moment
 from router_svc.engine.builder import build_batch
@@ -141,18 +141,21 @@ class Engine:
         self.fail("the server is shutting down")
 
     def _step(self) -> bool:
-        """One step; whether it was the last."""
+        """One step; whether it was the last. What it gives its clients reaches them though the step breaks: a request that
+        was refused, or whose time was over, is known no more when the header fails."""
         now = time.monotonic()
         output = StepOutput(self._intake, self._config.max_model_len)
-        self._take_messages(now, output)
-        self._expire(now, output)
-        header = self._open()
-        chunks = self._schedule(header)
-        logits = self._forward(chunks, header)
-        with self._experts.crew.part("sampling", 0 if logits is None else logits.numel()):
-            self._finish(output.draw(chunks, logits, self._scheduler))
-        if output.events:
-            self._deliver(output.events)
+        try:
+            self._take_messages(now, output)
+            self._expire(now, output)
+            header = self._open()
+            chunks = self._schedule(header)
+            logits = self._forward(chunks, header)
+            with self._experts.crew.part("sampling", 0 if logits is None else logits.numel()):
+                self._finish(output.draw(chunks, logits, self._scheduler))
+        finally:
+            if output.events:
+                self._deliver(output.events)
         self._count(output, chunks)
         return header.stop
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from cluster.control.leases import Leases
 from cluster.state.roster import Seat
-from experts.membership import Member
+from experts.epoch.membership import Member
 from experts.worker.remote import Gone
 
 

@@ -4,7 +4,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.watch.metrics import merge_pages, process_page
 from cluster.watch.status import RankView
-from experts.membership import Member
+from experts.epoch.membership import Member
 from router_svc.api.calls import Chunk
 from router_svc.api.metrics import IngressMetrics
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cluster.watch.status import RankView, StatusBook
-from experts.membership import Member
+from experts.epoch.membership import Member
 
 
 def views(*loads: int) -> list[RankView]:

@@ -2,7 +2,8 @@
 
 import torch
 
-from experts.exchange.wire import ExpertBatch, StepHeader
+from experts.epoch.agreement import StepHeader
+from experts.exchange.wire import ExpertBatch
 from experts.slots.loads import BOTH, DECODE, PREFILL, ExpertLoads
 
 

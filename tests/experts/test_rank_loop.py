@@ -7,11 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from experts.epoch.agreement import StepWish
+from experts.epoch.membership import Member
 from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
-from experts.exchange.wire import Route, StepWish
+from experts.exchange.wire import Route
 from experts.layers import ExpertLayers
-from experts.membership import Member
 from experts.placement import Placement
 from experts.slots.ffn import swiglu_reference
 from experts.slots.slots import ExpertSlots

@@ -109,7 +109,7 @@ def test_calls_of_actors_stand_in_one_file() -> None:
 def test_the_type_checker_knows_verbs_and_arguments(call: str, complaint: str, tmp_path: Path) -> None:
     lines = (
         "from experts.worker.host import WorkerHost",
-        "from experts.membership import EpochRecord",
+        "from experts.epoch.membership import EpochRecord",
         "async def f(port: WorkerHost, record: EpochRecord) -> None:",
         f"    await {call}",
     )

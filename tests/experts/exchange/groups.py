@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from experts.epoch.membership import Member, Membership
 from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
 from experts.exchange.group import build_group, connect_store, open_store
 from experts.exchange.sizes import COLLECTIVE_BYTES
-from experts.membership import Member, Membership
 from experts.placement import Placement
 from tests.patience import PATIENCE
 

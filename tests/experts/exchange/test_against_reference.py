@@ -4,12 +4,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from experts.epoch.agreement import StepWish
+from experts.epoch.membership import Member
 from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
 from experts.exchange.reference import exchange_layer
 from experts.exchange.split import SplitTable, split
-from experts.exchange.wire import ExpertBatch, Route, StepWish
-from experts.membership import Member
+from experts.exchange.wire import ExpertBatch, Route
 from experts.placement import Placement
 from tests.experts.exchange.groups import membership, random_inputs, run_members
 

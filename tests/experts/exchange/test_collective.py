@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from experts.epoch.agreement import StepWish
+from experts.epoch.membership import Member
 from experts.errors import RankLost
 from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
 from experts.exchange.sizes import COLLECTIVE_BYTES, bucket, pads
-from experts.exchange.wire import Route, StepWish
-from experts.membership import Member
+from experts.exchange.wire import Route
 from experts.placement import Placement
 from experts.slots.ffn import grouped_swiglu, swiglu_reference
 from tests.experts.exchange.groups import membership, random_inputs, run_members

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from experts.epoch.agreement import StepHeader, StepWish
+from experts.epoch.membership import Member, Membership
 from experts.errors import RankLost
 from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
 from experts.exchange.group import build_group, connect_store, open_store
 from experts.exchange.store import StoreServer
-from experts.exchange.wire import Route, StepHeader, StepWish
+from experts.exchange.wire import Route
 from experts.layers import ExpertLayers
-from experts.membership import Member, Membership
 from experts.placement import Placement
 from experts.slots.ffn import swiglu_reference
 from experts.spec import ExpertNames, ExpertsSpec

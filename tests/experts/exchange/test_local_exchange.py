@@ -2,8 +2,9 @@
 
 import torch
 
+from experts.epoch.agreement import StepWish
 from experts.exchange.local import LocalExchange
-from experts.exchange.wire import Route, StepWish
+from experts.exchange.wire import Route
 from experts.placement import Placement
 
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import distributed
 
+from experts.epoch.agreement import StepWish
+from experts.epoch.membership import Member
 from experts.errors import UserError
 from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
 from experts.exchange.nccl import NcclGroup
-from experts.exchange.wire import Route, StepWish
-from experts.membership import Member
+from experts.exchange.wire import Route
 from experts.placement import Placement
 from experts.slots.ffn import swiglu_reference
 from tests.experts.exchange.groups import membership, random_inputs, run_members

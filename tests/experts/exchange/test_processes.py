@@ -11,12 +11,13 @@ from multiprocessing.connection import Connection
 import pytest
 import torch
 
+from experts.epoch.agreement import StepWish
 from experts.errors import RankLost
 from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
 from experts.exchange.group import build_group, connect_store, open_store
 from experts.exchange.store import StoreServer
-from experts.exchange.wire import Route, StepWish
+from experts.exchange.wire import Route
 from experts.placement import Placement
 from tests.experts.exchange.groups import membership, random_inputs
 from tests.patience import PATIENCE

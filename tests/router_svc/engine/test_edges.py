@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from experts.epoch.agreement import StepHeader, StepWish
+from experts.errors import RankLost
 from router_svc.request import Cancel, Code, EngineRequest, FailedEvent, Hold
 from tests import checkpoints
-from tests.engines import running, sampling, tokens_of
+from tests.engines import Harness, running, sampling, tokens_of
 from tests.patience import PATIENCE
 
 BLOCK = 16
@@ -139,6 +141,27 @@ def test_a_step_that_fails_ends_what_ran_and_nothing_else(folder: Path) -> None:
         for number in range(2):
             assert harness.complete([EngineRequest(f"after{number}", ids, sampling(8))]) == [wanted]
         harness.quiet()
+
+
+def test_a_refusal_reaches_its_client_though_the_step_breaks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are noted before the step's header, and forgotten with it."""
+
+    def broken(wish: StepWish) -> StepHeader:
+        raise RankLost(0, 1, "a member is gone")
+
+    harness = Harness(folder, kv_blocks=4)
+    monkeypatch.setattr(harness.engine._exchange, "open_step", broken)
+    harness.engine.post(EngineRequest("late", prompt(8, 1), sampling(4), deadline=0.0))
+    harness.engine.post(EngineRequest("over", prompt(80, 1), sampling(1)))
+    harness.engine.post(EngineRequest("runs", prompt(8, 2), sampling(4)))
+    harness.thread.start()
+    harness.thread.join(PATIENCE)
+    harness.engine.fail("a rank was lost")
+    ends = [(request, end.code) for (request, _), (end,) in harness.collect(3).items() if isinstance(end, FailedEvent)]
+    assert sorted(ends) == [
+        ("late", Code.DEADLINE_EXCEEDED), ("over", Code.INVALID_ARGUMENT), ("runs", Code.UNAVAILABLE),
+    ]  # fmt: skip
+    assert harness.events.empty()
 
 
 def test_cancelling_the_choice_whose_prompt_the_others_share(folder: Path) -> None:
