@@ -23,6 +23,7 @@ from router_svc.api.calls import ModelInfo
 from router_svc.api.limits import ServiceLimits
 from router_svc.api.service import TextStack
 from router_svc.engine.config import EngineConfig
+from router_svc.models.generation import ignored_generation_keys
 from router_svc.models.registry import ignored_keys, load_spec
 from router_svc.models.spec import ModelSpec, attention_bytes, expert_bytes, kv_bytes_per_token
 from router_svc.models.weights import WeightLoader, as_stored
@@ -95,7 +96,7 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True, check
     reader = CheckpointReader(folder)
     spec = as_stored(spec, reader)
     _check_tensors(spec, reader)
-    _say_ignored(folder, reader)
+    _say_ignored(folder, spec, reader)
     if check_text:
         TextStack.load(folder, spec, config.reasoning_parser, config.chat_template)
     device = _device(config.device)
@@ -151,13 +152,16 @@ def _check_tensors(spec: ModelSpec, reader: CheckpointReader) -> None:
     check_experts(spec.experts, reader)
 
 
-def _say_ignored(folder: Path, reader: CheckpointReader) -> None:
+def _say_ignored(folder: Path, spec: ModelSpec, reader: CheckpointReader) -> None:
     """What of the folder has no effect, each in a line of the log."""
     if reader.note:
         log.warning("%s: %s", folder, reader.note)
-    keys = ignored_keys(folder)
-    if keys:
-        log.warning("%s: keys without effect: %s", folder / "config.json", ", ".join(keys))
+    for name, keys in (
+        ("config.json", ignored_keys(folder)),
+        ("generation_config.json", ignored_generation_keys(folder, spec)),
+    ):
+        if keys:
+            log.warning("%s: keys without effect: %s", folder / name, ", ".join(keys))
 
 
 def balancing_of(config: ServeConfig) -> Balancing:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from experts.errors import UserError
-from router_svc.models.generation import GenerationDefaults, load_generation_defaults
+from router_svc.models.generation import GenerationDefaults, ignored_generation_keys, load_generation_defaults
 from router_svc.models.registry import load_spec
 from tests import checkpoints
 
@@ -34,6 +34,17 @@ def test_do_sample_false_is_greedy_and_absent_means_the_fields(tmp_path: Path) -
     assert defaults(tmp_path, {"do_sample": False, "temperature": 0.6}) == GenerationDefaults((0,), temperature=0.0)
     assert defaults(tmp_path, {"temperature": 0.6}).temperature == 0.6
     assert defaults(tmp_path, {"eos_token_id": 0}) == GenerationDefaults((0,))
+
+
+def test_whole_numbers_may_have_a_point(tmp_path: Path) -> None:
+    assert defaults(tmp_path, {"top_k": 20.0, "eos_token_id": [0.0]}) == GenerationDefaults((0,), top_k=20)
+
+
+def test_keys_without_effect_are_named(tmp_path: Path) -> None:
+    values = {"do_sample": False, "top_p": 0.5, "max_new_tokens": 9, "no_repeat_ngram_size": 3, "suppress_tokens": [5]}
+    defaults(tmp_path, values)
+    spec = load_spec(checkpoints.shared("mixtral"))
+    assert ignored_generation_keys(tmp_path, spec) == ["no_repeat_ngram_size", "suppress_tokens"]
 
 
 @pytest.mark.parametrize(
