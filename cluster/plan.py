@@ -96,8 +96,11 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True, check
     reader = CheckpointReader(folder)
     spec = as_stored(spec, reader)
     _check_tensors(spec, reader)
-    _say_ignored(folder, spec, reader)
+    _say_ignored(folder / "config.json", ignored_keys(folder))
+    if reader.note:
+        log.warning("%s: %s", folder, reader.note)
     if check_text:
+        _say_ignored(folder / "generation_config.json", ignored_generation_keys(folder, spec))
         TextStack.load(folder, spec, config.reasoning_parser, config.chat_template)
     device = _device(config.device)
     dtype = _dtype(config.dtype, spec, device)
@@ -152,16 +155,10 @@ def _check_tensors(spec: ModelSpec, reader: CheckpointReader) -> None:
     check_experts(spec.experts, reader)
 
 
-def _say_ignored(folder: Path, spec: ModelSpec, reader: CheckpointReader) -> None:
-    """What of the folder has no effect, each in a line of the log."""
-    if reader.note:
-        log.warning("%s: %s", folder, reader.note)
-    for name, keys in (
-        ("config.json", ignored_keys(folder)),
-        ("generation_config.json", ignored_generation_keys(folder, spec)),
-    ):
-        if keys:
-            log.warning("%s: keys without effect: %s", folder / name, ", ".join(keys))
+def _say_ignored(path: Path, keys: list[str]) -> None:
+    """Name the keys of a file that have no effect, in one line of the log."""
+    if keys:
+        log.warning("%s: keys without effect: %s", path, ", ".join(keys))
 
 
 def balancing_of(config: ServeConfig) -> Balancing:

@@ -238,7 +238,7 @@ def agree(folder: Path, theirs: Any) -> None:
     assert spec.rope.factor == (rope["factor"] if spec.rope.kind != "default" else 1.0)
     assert spec.rope.kind == ("default" if rope["rope_type"] == "dynamic" else rope["rope_type"])
     routed, chosen = spec.experts, getattr(theirs, "moe_topk", None) or theirs.num_experts_per_tok
-    assert routed.experts == getattr(theirs, "num_experts", None) or theirs.num_local_experts
+    assert routed.experts == theirs.num_experts
     assert routed.chosen == (tuple(chosen) if isinstance(chosen, list) else (chosen,) * len(routed.layers))
     width = getattr(theirs, "moe_intermediate_size", None) or theirs.intermediate_size
     assert routed.width == (width[0] if isinstance(width, list) else width)
