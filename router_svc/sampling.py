@@ -86,17 +86,16 @@ class Sampling:
     eos_token_ids: tuple[int, ...] = ()
     prompt_logprobs: int | None = None
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
-    shapes: bool = field(init=False, compare=False)  # logits change before the draw; tested for every row of every step
+    # Asked of every row of every step, so made once: whether logits change before the draw, and what ends the answer.
+    shapes: bool = field(init=False, compare=False)
+    end_ids: tuple[int, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         penalised = self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty
         shapes = penalised or self.logit_bias or self.min_tokens or self.bad_word_ids or self.allowed_token_ids
         object.__setattr__(self, "shapes", bool(shapes))
-
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        """Tokens that end the answer."""
-        return self.stop_token_ids if self.ignore_eos else (*self.stop_token_ids, *self.eos_token_ids)
+        own = () if self.ignore_eos else self.eos_token_ids
+        object.__setattr__(self, "end_ids", (*self.stop_token_ids, *own))
 
 
 @dataclass(frozen=True, slots=True)

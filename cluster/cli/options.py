@@ -13,13 +13,11 @@ from cluster.config import ServeConfig, default_of, flag_name
 from experts.errors import UserError
 from router_svc.sampling import PARAMETERS, Kind, Parameter
 
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 Model = Annotated[
     str | None,
     typer.Argument(metavar="MODEL", help="Folder with a checkpoint. Default: the small model that ships."),
 ]
-
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def serve_flags(skip: tuple[str, ...] = ()) -> Decorator:
@@ -28,7 +26,7 @@ def serve_flags(skip: tuple[str, ...] = ()) -> Decorator:
 
 
 def sampling_flags() -> Decorator:
-    """Give a command the sampling parameters as flags; it gets those that were given as the dict `sampling`."""
+    """Give a command the sampling parameters as flags; it gets them, None where not given, as the dict `sampling`."""
     return _takes("sampling", [_sampling_flag(p) for p in PARAMETERS if p.flag])
 
 

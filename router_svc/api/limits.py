@@ -14,8 +14,6 @@ from router_svc.models.generation import GenerationDefaults
 from router_svc.request import Code
 from router_svc.sampling import PARAMETERS, Parameter, Sampling
 
-_INT64 = 2**63
-
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:

@@ -121,6 +121,8 @@ def _text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
         refuse_pointer(path, text[:64].encode(), "a jinja2 template")
+        if not text.strip():  # every prompt would be empty
+            raise UserError("an empty file", "a jinja2 template", str(path))
         return text
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"an unreadable file ({error})", "a jinja2 template in UTF-8", str(path)) from None

@@ -69,7 +69,7 @@ def guarded(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[An
             raise
         except UserError as error:  # arguments raise ApiErrors: this is about what runs, and how it was started
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, shortened(str(error), LONGEST_MESSAGE))
-        except Exception:  # for the log, not to the client
+        except Exception:  # for the log, not for the client
             log.exception("%s failed", method.__name__)
             await abort(context, ApiError(Code.INTERNAL, "the server failed on this call; its log says why"))
 
@@ -90,7 +90,7 @@ def guarded_stream(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., A
             await abort(context, error)
         except grpc.aio.AbortError:
             raise
-        except Exception:  # for the log, not to the client
+        except Exception:  # for the log, not for the client
             log.exception("%s failed", method.__name__)
             await abort(context, ApiError(Code.INTERNAL, "the server failed on this call; its log says why"))
 

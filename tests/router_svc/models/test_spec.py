@@ -9,6 +9,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from experts.errors import UserError
 from router_svc.models.registry import FAMILIES, ignored_keys, load_spec
@@ -237,6 +238,13 @@ def agree(folder: Path, theirs: Any) -> None:
     assert spec.rope.alpha == rope.get("alpha", 1.0)
     assert spec.rope.factor == (rope["factor"] if spec.rope.kind != "default" else 1.0)
     assert spec.rope.kind == ("default" if rope["rope_type"] == "dynamic" else rope["rope_type"])
+    if spec.rope.kind != "default":
+        assert spec.rope.attention_factor == pytest.approx(ROPE_INIT_FUNCTIONS[spec.rope.kind](theirs, "cpu")[1])
+    if spec.rope.kind == "yarn":
+        assert spec.rope.original_max_position == rope.get("original_max_position_embeddings", spec.max_position)
+        assert (spec.rope.beta_fast, spec.rope.beta_slow) == (rope.get("beta_fast", 32), rope.get("beta_slow", 1))
+        assert spec.rope.truncate == rope.get("truncate", True)
+    assert spec.gate.renormalise == getattr(theirs, "norm_topk_prob", True)
     routed, chosen = spec.experts, getattr(theirs, "moe_topk", None) or theirs.num_experts_per_tok
     assert routed.experts == theirs.num_experts
     assert routed.chosen == (tuple(chosen) if isinstance(chosen, list) else (chosen,) * len(routed.layers))
@@ -246,7 +254,6 @@ def agree(folder: Path, theirs: Any) -> None:
     bias = bool(getattr(theirs, "qkv_bias", False) or getattr(theirs, "attention_bias", False))
     assert (spec.qkv_bias, spec.output_bias) == (bias, bool(getattr(theirs, "attention_bias", False)))
     if spec.architecture in ("qwen2_moe", "qwen3_moe"):
-        assert spec.gate.renormalise == theirs.norm_topk_prob
         assert spec.dense_width == theirs.intermediate_size
         sparse = [i for i in range(layers) if (i + 1) % theirs.decoder_sparse_step == 0]
         assert list(routed.layers) == [i for i in sparse if i not in theirs.mlp_only_layers]
@@ -254,6 +261,10 @@ def agree(folder: Path, theirs: Any) -> None:
         slides = [kind == "sliding_attention" for kind in theirs.layer_types]
         assert [spec.window(i) for i in range(layers)] == [theirs.sliding_window if on else None for on in slides]
         assert spec.shared_width == theirs.shared_expert_intermediate_size
+    else:
+        assert spec.shared_width == (theirs.intermediate_size if spec.architecture == "hunyuan_v1_moe" else 0)
+    if spec.architecture == "hunyuan_v1_moe":
+        assert [spec.window(i) for i in range(layers)] == [None] * layers
     elif spec.architecture in ("mixtral", "qwen3_moe"):
         assert [spec.window(i) for i in range(layers)] == [theirs.sliding_window] * layers
 
@@ -264,6 +275,8 @@ FOLDERS = [
     (QWEN3, {"mlp_only_layers": [1, 5], "tie_word_embeddings": True, "torch_dtype": "float16"}),
     (QWEN3, {"rope_theta": None, "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
                                                      "original_max_position_embeddings": 32768}}),
+    (QWEN3, {"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fast": 16, "beta_slow": 2, "truncate": False,
+                              "attention_factor": 0.9, "original_max_position_embeddings": 20000}}),
     (QWEN2, {}), (QWEN2, {"use_sliding_window": True, "max_window_layers": 6, "sliding_window": 64}),
     (QWEN2, {"qkv_bias": False, "rope_scaling": {"type": "linear", "factor": 2.0}}),
 ]  # fmt: skip

@@ -108,6 +108,7 @@ def test_where_a_template_is_found(tmp_path: Path) -> None:
         ("chat_template.json", b'["a"]', "chat_template.json"),
         ("chat_template.jinja", b"\xff\xfe", "chat_template.jinja"),
         ("chat_template.jinja", b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer"),
+        ("chat_template.jinja", b"\n", "an empty file"),
         ("chat_template.jinja", b"{% if %}", "a broken chat template"),
         (
             "tokenizer_config.json",
