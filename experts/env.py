@@ -33,6 +33,17 @@ _PREFERRED = {
 # 2 cores: 54 tokens/s with libgomp's default, 85 with this). libgomp reads it when it is loaded, once.
 _BETWEEN_RANKS = {"GOMP_SPINCOUNT": "1000"}
 
+# What torch's NCCL groups read. By default its watchdog ends the process of every survivor when a member dies, a monitor
+# thread asks the store, which is ours and in Python, once a second, and after an error the watchdog sleeps for a minute
+# with a lock that operations need.
+_NCCL = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_PROPAGATE_ERROR": "0",
+}
+
 KERNEL_CHOICES = ("auto", "torch", "avx512", "avx2", "portable")
 
 
@@ -125,6 +136,12 @@ def of_private_ray(token: str) -> dict[str, str | None]:
 def of_joined_ray(token_mode: bool) -> dict[str, str | None]:
     """What this process joins a Ray with."""
     return {"RAY_AUTH_MODE": "token"} if token_mode else {}
+
+
+def set_for_nccl(joining: int) -> None:
+    """Set what this process's NCCL groups are made under; torch reads some of it once, with the first. joining: s that
+    members may take to come together (torch's own limit is 30 minutes)."""
+    _set(_NCCL | {"TORCH_NCCL_NONBLOCKING_TIMEOUT": str(joining)})
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from experts.exchange.nccl import NcclGroup
 from experts.exchange.store import StoreClient, StoreServer
 from experts.exchange.transport import Group
 
-TIMEOUT = 10.0  # s, an operation that no error ends; a dead or closed peer ends it in milliseconds
+TIMEOUT = 10.0  # s, an operation that no error ends; over gloo a dead or closed peer ends it in milliseconds
 BUILD_DEADLINE = 10.0  # s, for all members to come together
 
 
@@ -53,7 +53,7 @@ def build_group(
         meeting = PrefixStore(f"epoch{epoch}", own)
         group: Group
         if device.startswith("cuda"):
-            group = NcclGroup(meeting, index, size, device, timeout)
+            group = NcclGroup(meeting, index, size, device, timeout, deadline)
         else:
             group = GlooGroup(meeting, index, size, host, timeout)
     except RuntimeError as error:
