@@ -49,6 +49,7 @@ class ExpertLoads:
         self._width = slots + 1  # the last column is "none"
         self._totals = torch.zeros(layers, slots, dtype=torch.int64, device=device)
         self._step = torch.zeros(layers, sources * self._width, dtype=torch.int64, device=device)
+        self._one = torch.ones(1, dtype=torch.int64, device=device)
         self._ended: deque[_Ended] = deque(maxlen=KEPT_STEPS)
         self.on_news: Callable[[], object] = lambda: None  # called by the step thread when `has_news` becomes true
 
@@ -60,7 +61,8 @@ class ExpertLoads:
         flat = torch.where(batch.slots < 0, self._slots, batch.slots).long()
         if self._sources > 1:
             flat = flat + self._width * self._source_of(batch)[:, None]
-        self._step[layer].add_(torch.bincount(flat.reshape(-1), minlength=self._sources * self._width))
+        flat = flat.reshape(-1)
+        self._step[layer].scatter_add_(0, flat, self._one.expand(len(flat)))  # bincount has the host wait for a device
 
     def end_step(self, header: StepHeader, seconds: float) -> None:
         """The step that ran `header` is over; seconds: of compute on this rank."""
@@ -110,4 +112,4 @@ class ExpertLoads:
     def _source_of(self, batch: ExpertBatch) -> torch.Tensor:
         """[N] the member that each row came from."""
         rows = torch.tensor(batch.rows, device=batch.slots.device)
-        return torch.repeat_interleave(torch.arange(len(rows), device=rows.device), rows)
+        return torch.repeat_interleave(torch.arange(len(rows), device=rows.device), rows, output_size=sum(batch.rows))

@@ -1,9 +1,12 @@
 """Grouped SwiGLU against its plain statement and against a double-precision loop."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from experts.slots.ffn import grouped_swiglu, swiglu_reference
+from experts.slots import ffn
+from experts.slots.ffn import grouped_mm_swiglu, grouped_swiglu, swiglu_reference
 from tests.experts.swiglu_cases import case, exact
 
 SHAPES = [
@@ -56,3 +59,31 @@ def test_slots_that_no_row_names_are_not_read() -> None:
     out = grouped_swiglu(x, slots, torch.ones(3, 1), w13, w2)
     assert out.isfinite().all()
     assert (out[2] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_product_over_all_slots(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
+    args = case(*shape, dtype)
+    truth = exact(*args)
+    limit = (1e-5 if dtype == torch.float32 else 2e-2) * (truth.abs().max().item() if truth.numel() else 1.0)
+    got = grouped_mm_swiglu(*args)
+    assert got.dtype == torch.float32
+    assert torch.allclose(got.double(), truth, atol=limit, rtol=0)
+
+
+def test_one_product_reads_no_row_of_a_pair_without_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows after the last group are written by nobody."""
+
+    def spoiled(*args: Any, **named: Any) -> torch.Tensor:
+        out = torch.nn.functional.grouped_mm(*args, **named)
+        out[int(named["offs"][-1]) :] = float("nan")
+        return out
+
+    monkeypatch.setattr(ffn, "grouped_mm", spoiled)
+    monkeypatch.setattr(ffn, "_SUM_ROWS", 3)
+    x, slots, weights, w13, w2 = case(8, 2, 4, 16, 8, torch.float32)
+    slots[:5, 1] = -1
+    slots[7] = -1
+    got = grouped_mm_swiglu(x, slots, weights, w13, w2)
+    assert torch.allclose(got, swiglu_reference(x, slots, weights, w13, w2), atol=1e-5)
