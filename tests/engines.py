@@ -39,17 +39,17 @@ def renamed(requests: list[EngineRequest], suffix: str) -> list[EngineRequest]:
 class Harness:
     """An engine whose events are sorted by request."""
 
-    def __init__(self, folder: Path, **config: int | bool) -> None:
+    def __init__(self, folder: Path, device: str = "cpu", **config: int | bool) -> None:
         spec, reader = load_spec(folder), CheckpointReader(folder)
         fields = {
             "max_model_len": 1024, "max_num_seqs": 16, "max_num_batched_tokens": 256, "max_queue_len": 64, "kv_blocks": 256,
         } | config  # fmt: skip
         self.config = EngineConfig(**fields)  # type: ignore[arg-type]
         placement = Placement.first(spec.experts.moe_layers, spec.experts.experts, 1, spec.experts.experts)
-        slots = ExpertSlots(spec.experts, placement.slots_per_rank, torch.float32)
+        slots = ExpertSlots(spec.experts, placement.slots_per_rank, torch.float32, device)
         load_slots(slots, placement.local(0), reader)
         exchange = LocalExchange(placement, self.config.max_num_batched_tokens)
-        self.experts = ExpertLayers(spec.experts, exchange, slots, torch.float32, "cpu")
+        self.experts = ExpertLayers(spec.experts, exchange, slots, torch.float32, device)
         cache = KVCache.allocate(
             spec.layers,
             self.config.kv_blocks,
@@ -57,12 +57,12 @@ class Harness:
             spec.kv_heads,
             spec.head_dim,
             torch.float32,
-            "cpu",
+            device,
         )
         bell = Doorbell()
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.engine = Engine(
-            build_model(spec, reader, torch.float32, "cpu"),
+            build_model(spec, reader, torch.float32, device),
             self.experts, exchange, bell, self.config, cache, self._deliver, bell.ring,
         )  # fmt: skip
         self.thread = threading.Thread(target=self.engine.run, daemon=True)
@@ -110,9 +110,9 @@ def tokens_of(events: list[Event]) -> list[int]:
 
 
 @contextmanager
-def running(folder: Path, **config: int | bool) -> Iterator[Harness]:
+def running(folder: Path, device: str = "cpu", **config: int | bool) -> Iterator[Harness]:
     """A started engine; stopped and joined at the end."""
-    harness = Harness(folder, **config)
+    harness = Harness(folder, device, **config)
     harness.thread.start()
     try:
         yield harness

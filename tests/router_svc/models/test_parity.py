@@ -9,13 +9,21 @@ import pytest
 import torch
 
 from experts.checkpoint.reader import CheckpointReader
+from experts.epoch.agreement import StepWish
+from experts.exchange.local import LocalExchange
 from experts.exchange.wire import Route
+from experts.layers import ExpertLayers
+from experts.placement import Placement
 from experts.slots.ffn import swiglu_reference
+from experts.slots.loader import load_slots
+from experts.slots.slots import ExpertSlots
 from router_svc.models.batch import ForwardBatch, KVCache
 from router_svc.models.decoder import CausalModel, ExpertsCall, build_model
 from router_svc.models.registry import load_spec
 from router_svc.models.spec import ModelSpec
+from router_svc.request import EngineRequest
 from tests import checkpoints
+from tests.engines import renamed, running, sampling
 
 BLOCK = 4
 
@@ -103,6 +111,39 @@ def test_logits_on_cuda(folder: Path) -> None:
         for at, end in ((0, 100), (100, 199), (199, 200))
     ]
     assert (torch.cat(parts).cpu() - checkpoints.reference_logits(folder, ids)).abs().max() < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_logits_on_cuda_in_bfloat16(folder: Path) -> None:
+    """As far from float32's as they are on the CPU: a near-tie at a gate sends a row elsewhere, so rows are not compared."""
+    ids, spec, reader = prompt(200, 1), load_spec(folder), CheckpointReader(folder)
+    wanted = checkpoints.reference_logits(folder, ids)
+    errors = []
+    for device in ("cpu", "cuda"):
+        slots = ExpertSlots(spec.experts, spec.experts.experts, torch.bfloat16, device)
+        placement = Placement.first(spec.experts.moe_layers, spec.experts.experts, 1, spec.experts.experts)
+        load_slots(slots, placement.local(0), reader)
+        exchange = LocalExchange(placement, len(ids), device)
+        exchange.open_step(StepWish(prefill=len(ids)))
+        layers = ExpertLayers(spec.experts, exchange, slots, torch.bfloat16, device)
+        got = whole_prompt(build_model(spec, reader, torch.bfloat16, device), layers, ids).cpu()
+        errors.append(float(((got - wanted).norm(dim=-1) / wanted.norm(dim=-1)).median()))
+    assert errors[1] < 1.3 * errors[0], errors
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_greedy_tokens_of_an_engine_on_cuda(folder: Path) -> None:
+    requests, wanted = [], []
+    for length in (1, 5, 63, 200, 301):
+        tokens, logits = checkpoints.reference_greedy(folder, prompt(length, 100 + length), 16)
+        assert checkpoints.smallest_gap(logits) >= 1e-3, "pick another seed: a near-tie decides a token"
+        wanted.append(tokens)
+        requests.append(EngineRequest(f"r{length}", tuple(prompt(length, 100 + length)), sampling(16)))
+    with running(folder, "cuda") as harness:
+        assert harness.complete(requests) == wanted
+        assert harness.complete(renamed(requests, "again")) == wanted
 
 
 @pytest.mark.parametrize("chunk", [None, 64, 17])
