@@ -65,6 +65,11 @@ class ExpertLayers:
         self.loads.end_step(header, self.compute_seconds - self._counted_seconds)
         self._counted_seconds = self.compute_seconds
 
+    def abandon_step(self) -> None:
+        """A step broke before it ended, and is run again."""
+        self.loads.abandon_step()
+        self.compute_seconds = self._counted_seconds
+
     def run_empty(self) -> None:
         """Take part in every layer of a step without tokens of this rank's own."""
         for layer in range(self.spec.moe_layers):

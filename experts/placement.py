@@ -5,7 +5,8 @@ Shape letters: L layers, E logical experts, R ranks, S slots per rank, C most co
 """
 
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,6 +109,16 @@ class Placement:
         slots = np.flatnonzero((self.slot_expert >= 0).any(axis=0))
         return set((slots // self.slots_per_rank).tolist())
 
+    def covers_without(self, ranks: Collection[int]) -> bool:
+        """Whether every expert has a slot on another rank than these."""
+        kept = _masked(self.slot_expert, self.slots_per_rank, ranks)
+        return all(len(np.unique(row[row >= 0])) == self.experts for row in kept)
+
+    def without(self, ranks: Collection[int], version: int) -> "Placement":
+        """The same placement with these ranks' slots empty. Raises UserError where an expert is only there."""
+        table = _masked(self.slot_expert, self.slots_per_rank, ranks)
+        return replace(self, version=version, slot_expert=table)
+
     def replicas(self) -> IntArray:
         """[L, E] how many slots hold each expert."""
         counts = np.zeros((self.layers, self.experts), dtype=np.int64)
@@ -168,6 +179,14 @@ def _read_table(path: Path) -> npt.NDArray[Any]:
         raise UserError("no such file", "an npz file with the key slot_expert", where) from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"an unreadable file ({error})", "an npz file with the key slot_expert", where) from None
+
+
+def _masked(table: IntArray, slots_per_rank: int, ranks: Collection[int]) -> IntArray:
+    kept = table.copy()
+    for rank in ranks:
+        own = kept[:, rank * slots_per_rank : (rank + 1) * slots_per_rank]
+        own[own >= 0] = EMPTY
+    return kept
 
 
 def _check_table(table: npt.NDArray[Any], ranks: int, slots_per_rank: int, where: str) -> None:

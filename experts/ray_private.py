@@ -4,6 +4,7 @@ Each has no public way in that version; the docstrings say what it is for.
 """
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import grpc
 import ray
 from ray._common.usage import usage_constants
-from ray._private import parameter, ray_constants, services
+from ray._private import parameter, ray_constants, services, worker
 from ray._private.authentication import authentication_utils
 from ray._private.authentication.authentication_token_setup import Config
 from ray._private.grpc_utils import init_grpc_channel
@@ -27,6 +28,8 @@ from ray.serve.context import _get_global_client
 
 from experts.address import free_port
 from experts.epoch.membership import HERE
+
+log = logging.getLogger(__name__)
 
 
 class WantsToken(Exception):
@@ -100,6 +103,15 @@ def agent_ports() -> Iterator[None]:
         yield
     finally:
         parameter.RayParams, services.start_ray_process = params, start
+
+
+def log_what_it_prints() -> None:
+    """A thread that `ray.init` starts prints on stdout what happens to workers; whoever serves says so in words of its own."""
+
+    def to_log(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
+        log.info("Ray: %s", " ".join(data["lines"]))
+
+    worker.print_to_stdstream = to_log
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from experts.placement import Placement
 from experts.slots.loader import load_slots
 from experts.slots.slots import ExpertSlots
 from experts.worker.doorbell import Doorbell
+from experts.worker.pause import Pause
 from router_svc.engine.config import EngineConfig
 from router_svc.engine.step_loop import Engine
 from router_svc.models.batch import KVCache
@@ -39,7 +40,10 @@ def renamed(requests: list[EngineRequest], suffix: str) -> list[EngineRequest]:
 class Harness:
     """An engine whose events are sorted by request."""
 
-    def __init__(self, folder: Path, device: str = "cpu", **config: int | bool) -> None:
+    def __init__(
+        self, folder: Path, device: str = "cpu", kind: type[LocalExchange] = LocalExchange, pause: Pause | None = None,
+        **config: int | bool,
+    ) -> None:  # fmt: skip
         spec, reader = load_spec(folder), CheckpointReader(folder)
         fields = {
             "max_model_len": 1024, "max_num_seqs": 16, "max_num_batched_tokens": 256, "max_queue_len": 64, "kv_blocks": 256,
@@ -48,7 +52,7 @@ class Harness:
         placement = Placement.first(spec.experts.moe_layers, spec.experts.experts, 1, spec.experts.experts)
         slots = ExpertSlots(spec.experts, placement.slots_per_rank, torch.float32, device)
         load_slots(slots, placement.local(0), reader)
-        exchange = LocalExchange(placement, self.config.max_num_batched_tokens)
+        self.exchange = exchange = kind(placement, self.config.max_num_batched_tokens)
         self.experts = ExpertLayers(spec.experts, exchange, slots, torch.float32, device)
         cache = KVCache.allocate(
             spec.layers,
@@ -63,7 +67,7 @@ class Harness:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.engine = Engine(
             build_model(spec, reader, torch.float32, device),
-            self.experts, exchange, bell, self.config, cache, self._deliver, bell.ring,
+            self.experts, exchange, bell, self.config, cache, self._deliver, bell.ring, pause,
         )  # fmt: skip
         self.thread = threading.Thread(target=self.engine.run, daemon=True)
 

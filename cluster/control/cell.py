@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from cluster.control.balancing import balancer_of, recording_of
 from cluster.control.drain import requests_end
-from cluster.control.members import change_members
+from cluster.control.epochs import ChangeFailed, Epochs
+from cluster.control.mover import InUse, Stuck
 from cluster.control.orders import Orders, Spawn
 from cluster.control.rank_watch import RankWatch, end_of
 from cluster.control.rebalance import Balancer, Counted, Decision
+from cluster.control.recovery import Recovery, Starter, Unrecoverable
 from cluster.state.events import EventLog
 from cluster.state.lifecycle import Lifecycle
 from cluster.state.roster import Roster, Seat
@@ -23,7 +25,7 @@ from cluster.watch.dumps import dumps_of
 from cluster.watch.recorder import Recording, RecordingEnd
 from cluster.watch.reports import view_of, views_of
 from cluster.watch.status import BalancerView, RankView
-from experts.background import join_task, watch_task
+from experts.background import join_task, only_log, watch_task
 from experts.dump import ProcessDump
 from experts.epoch.membership import HERE, EpochRecord, Member, Membership
 from experts.errors import UserError
@@ -38,6 +40,7 @@ from experts.worker.remote import Gone, tell
 from router_svc.link.client import LinkAddress
 
 log = logging.getLogger(__name__)
+_AGAIN = 5.0  # s between two tries to bring a seat back
 
 
 class Cell:
@@ -57,7 +60,12 @@ class Cell:
         self.secret = secrets.token_hex(32)
         self._orders, self._plan, self._spawn = orders, orders.plan, spawn
         self._events, self._changed = events, changed
-        self._watch = RankWatch(self.life, self.roster, log_dir, self._happened, self._end_epoch)
+        self._epochs = Epochs()
+        self._watch = RankWatch(self.life, self.roster, log_dir, self._happened, self._end_epoch, self._lost)
+        starter = Starter(self._started, self._load, self._record)
+        self._recovery = Recovery(self.life, self.roster, self._epochs, starter, self._happened, changed)
+        self._recovering_task: asyncio.Task[None] | None = None
+        self._returns: list[asyncio.Task[None]] = []
         self._store: StoreServer | None = None
         self._balancer: Balancer | None = None
         self._balancing: asyncio.Task[None] | None = None
@@ -129,7 +137,7 @@ class Cell:
             raise UserError(f"rank {rank}", "a rank that only holds experts", "release")
         async with balancer.quiet:
             await balancer.vacate(rank)
-            await self._next_epoch([seat for seat in self.roster.seats if seat is not leaving], [])
+            await self._next_epoch([seat for seat in self.roster.seats if seat is not leaving], [leaving])
         remote.kill(leaving.port)
         self._happened("left", f"{leaving.title}, since epoch {self.life.epoch}")
 
@@ -138,16 +146,19 @@ class Cell:
 
         Raises UserError for a seat that the placement lacks or that is taken.
         """
-        balancer, taken = self._serving(), {seat.rank for seat in self.roster.seats}
-        vacant = set(range(self.placement.ranks)) - taken
-        if rank not in vacant:
-            raise UserError(f"seat {rank}", f"a vacant one ({sorted(vacant) or 'there is none'})", "admit")
+        balancer = self._serving()
         async with balancer.quiet:
+            losses = balancer.losses
+            vacant = set(range(self.placement.ranks)) - {seat.rank for seat in self.roster.seats}
+            if rank not in vacant:
+                raise UserError(f"seat {rank}", f"a vacant one ({sorted(vacant) or 'there is none'})", "admit")
             joining = self._started(self.roster.newcomer(rank, "expert"), self.placement, balancer.split)
             self.roster.starting.append(joining)
             try:
                 await self._load(joining)
-                await self._next_epoch(sorted((*self.roster.seats, joining), key=lambda s: s.rank), [joining])
+                if balancer.losses != losses:
+                    raise UserError("another rank's loss while it loaded", "ranks that stay", "admit")
+                await self._next_epoch(sorted((*self.roster.seats, joining), key=lambda s: s.rank), [])
             except BaseException:
                 remote.kill(joining.port)
                 raise
@@ -173,6 +184,8 @@ class Cell:
         How the recording ended is returned.
         """
         self.life.stop()
+        for task in filter(None, [self._recovering_task, *self._returns]):
+            task.cancel()
         await self._changed()
         await requests_end(self.views, grace)
         recorded = await self._stop_balancing()
@@ -209,27 +222,30 @@ class Cell:
         seat.loaded(found)
         self._happened("loaded", f"{seat.title}: {found.read / 1e6:.1f} MB in {time.monotonic() - began:.1f} s")
 
-    def _record(self, members: Sequence[Seat], planned: bool) -> EpochRecord:
+    def _record(self, number: int, members: Sequence[Seat], version: int, planned: bool) -> EpochRecord:
+        """version: of the placement; planned: members come to the first step by themselves."""
         loop = asyncio.get_running_loop()
         if self._store is None and exchange_kind(self._orders.exchange).meets:
             self._store = open_store(HERE, ended=lambda what: loop.call_soon_threadsafe(self._happened, "store", what))
         seats = tuple(seat.member for seat in members)
-        membership = Membership(self.life.next_epoch(), seats, self.placement.version)
+        membership = Membership(number, seats, version)
         port = 0 if self._store is None else self._store.port
         return EpochRecord(membership, HERE, port, DEADLINES.group, planned)
 
     async def _first_epoch(self) -> None:
-        seats = self.roster.seats
-        record = self._record(seats, planned=False)
+        seats, version = self.roster.seats, self.placement.version
+
+        async def join(seat: Seat, number: int) -> None:
+            others = self.roster.others(seat) if seat.member.runs_attention else []
+            await seat.port.join(self._record(number, seats, version, False), others)
+
         began = time.monotonic()
-        await asyncio.gather(
-            *(seat.port.join(record, self.roster.others(seat) if seat.member.runs_attention else []) for seat in seats)
-        )
+        epoch = await self._epochs.enter(seats, [], False, join)
         seconds = time.monotonic() - began
-        self._happened("epoch", f"epoch {record.membership.epoch}: {len(seats)} ranks met in {seconds:.1f} s")
+        self._happened("epoch", f"epoch {epoch}: {len(seats)} ranks met in {seconds:.1f} s")
         for seat in seats:
             self._watch.watch(seat)
-        if not self.life.joined(record.membership.epoch):  # given up meanwhile
+        if not self.life.joined(epoch):  # given up meanwhile
             for seat in self.roster.live:
                 tell(seat.port.leave(self.life.reason))
             return
@@ -238,13 +254,90 @@ class Cell:
         await self._start_balancing()
         await self._changed()
 
-    async def _next_epoch(self, members: Sequence[Seat], joining: Sequence[Seat]) -> None:
-        """From the running epoch to the next one, without a pause. Raises ChangeFailed."""
-        record = self._record(members, planned=True)
-        await change_members(self.roster.seats, joining, record)
+    async def _next_epoch(self, members: Sequence[Seat], leaving: Sequence[Seat]) -> None:
+        """From the running epoch to the next one, without a pause: its group is built beside the running steps, and taken
+        at the header in which all say that they have it. Raises ChangeFailed; then the running epoch goes on."""
+        running, version = list(self.roster.seats), self.placement.version
+        staying = [seat for seat in running if seat in members]
+
+        async def build(seat: Seat, number: int) -> None:
+            record = self._record(number, members, version, True)
+            await (seat.port.prepare(record) if seat in running else seat.port.join(record, []))
+
+        everyone = sorted({*members, *leaving}, key=lambda seat: seat.rank)
+        await _introduce(staying, everyone)  # who leaves is rung until it has had its last header
+        try:
+            epoch = await self._epochs.enter(members, leaving, True, build)
+        except ChangeFailed as failed:
+            for seat in running:
+                if seat.rank in failed.silent and self.roster.sits(seat):
+                    await self._watch.hung(seat)
+            raise
         self.roster.seats = list(members)
-        self.life.entered(record.membership.epoch)
-        await self._serving().meet(record.membership.epoch, members)
+        self.life.entered(epoch)
+        await self._serving().meet(epoch, members)
+        await _introduce(staying, members)
+
+    async def _lost(self, seat: Seat | None, why: str) -> None:
+        """A rank that only holds experts is lost, or none (None) and their group broke: the others go on without it, or with
+        another process on its seat."""
+        if seat is not None:
+            self._recovery.note_death(seat.rank)
+            self._epochs.lost(seat)
+        self._epochs.broke()
+        if self._balancer is not None:
+            self._balancer.lost()
+        if self._recovering_task is not None and not self._recovering_task.done():
+            return  # which finds it when it counts who is left
+        self._recovering_task = watch_task("recovery", self._recover(why), self._watch.give_up, returns=True)
+
+    async def _recover(self, why: str) -> None:
+        """Until nobody of the epoch is missing."""
+        balancer = self._balancer
+        if balancer is None:
+            await self._watch.give_up(why)
+            return
+        known = balancer.in_use
+        while True:
+            try:
+                found = await self._recovery.run(why, known)
+            except Unrecoverable as error:
+                await self._watch.give_up(str(error))
+                return
+            if not self._recovery.lost and not self.life.joined(found.epoch):
+                return
+            self.life.entered(found.epoch)
+            known = InUse.only(found.placement, found.policy)
+            for seat in found.seats:
+                self._watch.watch(seat)
+            if not self._recovery.lost:
+                await balancer.recovered(
+                    found.epoch, found.seats, found.placement, found.policy, found.placement.version
+                )
+                await self._changed()
+            for rank in found.masked:
+                work = self._return(rank, found.base)
+                self._returns.append(watch_task(f"return of rank {rank}", work, only_log, returns=True))
+            if not self._recovery.lost:
+                return
+
+    async def _return(self, rank: int, base: Placement) -> None:
+        """Give a masked seat a new process, and the experts that the seat held."""
+        while self.life.state in ("ready", "recovering"):
+            if wait := self._recovery.wait_of(rank):
+                self._happened("recovery", f"rank {rank} keeps dying: the next process in {wait:.0f} s")
+                await asyncio.sleep(wait)
+            try:
+                if all(seat.rank != rank for seat in self.roster.seats):
+                    await self.admit(rank)
+                balancer = self._serving()
+                async with balancer.quiet:
+                    await balancer.restore(rank, base.local(rank))
+                self._happened("restored", f"rank {rank} holds what the seat held")
+                return
+            except (UserError, ChangeFailed, Stuck, Gone, TimeoutError) as error:
+                self._happened("recovery", f"rank {rank} has not come back: {error}")
+                await asyncio.sleep(_AGAIN)
 
     async def _start_balancing(self) -> None:
         """Watch the loads from now on, and act on them where that is wanted."""
@@ -282,3 +375,10 @@ class Cell:
         for seat in self.roster.live:
             tell(seat.port.leave(reason))
         await self._stop_balancing()
+
+
+async def _introduce(staying: Sequence[Seat], to: Sequence[Seat]) -> None:
+    """Have ranks that bring tokens ring these bells."""
+    for seat in staying:
+        if seat.member.runs_attention:
+            await seat.port.meet([other.port for other in to if other is not seat])

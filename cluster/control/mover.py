@@ -40,6 +40,24 @@ class MoveLimits:
         return max(1, self.staged_bytes // self.expert_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class InUse:
+    """What may be in use. placements: by version, with the policy that each was offered with; newest: ever offered."""
+
+    placements: dict[int, Placement]
+    policies: dict[int, SplitPolicy]
+    newest: int
+
+    @classmethod
+    def only(cls, placement: Placement, policy: SplitPolicy) -> "InUse":
+        """One, of which all know that it is in use."""
+        return cls({placement.version: placement}, {placement.version: policy}, placement.version)
+
+    def policy_of(self, version: int) -> SplitPolicy:
+        """The split's policy under a placement version."""
+        return self.policies[version]
+
+
 class Stuck(Exception):
     """A deadline passed; the text says which."""
 
@@ -50,12 +68,14 @@ class Mover:
 
     def __init__(
         self, seats: Sequence[Seat], placement: Placement, policy: SplitPolicy, limits: MoveLimits, note: Note,
-        know: Callable[[Placement], None],
+        know: Callable[[Placement], None], newest: int = 0,
     ) -> None:  # fmt: skip
+        """newest: version ever offered, where that is not `placement`'s."""
         self.placement, self.policy = placement, policy
         self.fetched = 0
+        self.over = False  # nothing more is offered, and what others stage is left alone
         self._limits, self._note, self._know = limits, note, know
-        self._newest = placement.version  # ever offered
+        self._newest = max(newest, placement.version)  # ever offered
         self._digests: dict[tuple[int, int], bytes] = {}  # checksums of (layer, expert)
         self._pending: tuple[Placement, SplitPolicy] | None = None  # offered, and not known to be in use
         self.meet(seats)
@@ -65,8 +85,24 @@ class Mover:
         self._seats = seats
         self._experts = [seat for seat in seats if seat.member.holds_experts]
 
+    @property
+    def in_use(self) -> InUse:
+        """The placement in use as far as is known, and the one that was offered after it."""
+        known = [(self.placement, self.policy), *filter(None, [self._pending])]
+        placements = {placement.version: placement for placement, _ in known}
+        return InUse(placements, {placement.version: policy for placement, policy in known}, self._newest)
+
+    def stop(self) -> None:
+        """A rank was lost: nothing more is offered, and what is under way ends."""
+        self.over = True
+
+    def _check(self) -> None:
+        if self.over:
+            raise Stuck("a rank was lost")
+
     async def settle(self) -> None:
         """Find out whether a placement came into use after all. Raises Stuck while that is open."""
+        self._check()
         if self._pending is None:
             return
         placement, policy = self._pending
@@ -89,6 +125,7 @@ class Mover:
 
     async def _round(self, target: Placement) -> None:
         """Stage one round's moves, switch to what of it arrived."""
+        self._check()
         limits, changes = self._limits, self.placement.diff(target)
         per_rank = {seat.rank: self._moves(seat, changes) for seat in self._experts}
         most = max(map(len, per_rank.values()), default=0)
@@ -122,6 +159,7 @@ class Mover:
 
     async def _switch(self, reached: Placement, policy: SplitPolicy) -> None:
         """Offer a placement to all ranks, and wait until a step used it. Raises Stuck."""
+        self._check()
         self._know(reached)
         self._pending = reached, policy
         offers = asyncio.gather(*(seat.port.offer(reached, policy) for seat in self._seats))
@@ -136,6 +174,7 @@ class Mover:
     async def _in_use(self, version: int) -> None:
         bell = next(seat.port for seat in self._seats if seat.member.runs_attention)
         while True:
+            self._check()
             await bell.nudge()
             if min(await asyncio.gather(*(seat.port.version() for seat in self._seats))) >= version:
                 return
@@ -162,6 +201,8 @@ class Mover:
 
     async def _drop(self) -> None:
         """Forget what was staged, wherever a rank still answers."""
+        if self.over:
+            return
         await asyncio.gather(*(seat.port.drop_staged() for seat in self._experts), return_exceptions=True)
 
 

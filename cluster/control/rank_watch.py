@@ -3,22 +3,29 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from cluster.control.leases import Leases
+from cluster.control.processes import end_process_of
 from cluster.state.lifecycle import Lifecycle
 from cluster.state.roster import Roster, Seat
 from experts.background import watch_task
-from experts.worker import remote
 from experts.worker.deadlines import DEADLINES
 from experts.worker.remote import Gone
 
 log = logging.getLogger(__name__)
+_HOUR = 3600.0
+_MOST_BREAKS = 5  # of the group in an hour, without a death
 
 
 class RankWatch:
-    """Lives in the supervisor's event loop. happened: notes an event (kind, text);
-    end: the epoch can't go on, `life` knows why."""
+    """Lives in the supervisor's event loop.
+
+    happened: notes an event (kind, text)
+    end: the ranks can't go on, `life` knows why
+    lost: a rank is lost without which the others may go on, or their group broke though none is (None), with the reason
+    """
 
     def __init__(
         self,
@@ -27,20 +34,27 @@ class RankWatch:
         log_dir: str,
         happened: Callable[[str, str], None],
         end: Callable[[], Awaitable[None]],
+        lost: Callable[[Seat | None, str], Awaitable[None]],
     ) -> None:
         self._life, self._roster, self._log_dir = life, roster, log_dir
-        self._happened, self._end = happened, end
+        self._happened, self._end, self._others_go_on = happened, end, lost
         self._leases = Leases(self._silent, lambda what: happened("lease", what), self.give_up, DEADLINES.hangs)
         self._tasks: list[asyncio.Task[None]] = []
+        self._watched: set[Seat] = set()
+        self._breaks: list[float] = []  # of the group, without a death
 
     def keep(self, seat: Seat) -> None:
         """Renew the lease of a rank that starts."""
         self._leases.keep(seat)
 
     def watch(self, seat: Seat) -> None:
-        """A rank is in the epoch: its end matters from now on."""
-        name = f"watch of rank {seat.rank}"
-        self._tasks.append(watch_task(name, self._watch(seat), self.give_up, returns=True))
+        """A rank is in an epoch: its end matters from now on, and so does the epoch's; call it for each epoch."""
+        self._tasks = [task for task in self._tasks if not task.done()]
+        works = [(f"epoch of rank {seat.rank}", self._watch_epoch(seat))]
+        if seat not in self._watched:
+            self._watched.add(seat)
+            works.append((f"watch of rank {seat.rank}", self._watch(seat)))
+        self._tasks += [watch_task(name, work, self.give_up, returns=True) for name, work in works]
 
     def stop(self) -> None:
         """Ranks that end from now on end on purpose."""
@@ -50,67 +64,107 @@ class RankWatch:
 
     async def _watch(self, seat: Seat) -> None:
         """Wait on a rank for as long as it lives; Ray ends the call within milliseconds of its death."""
+        try:
+            reason = await self._patiently(seat, seat.port.ended)
+        except Gone:
+            self._watched.discard(seat)
+            await self._lost(seat)
+            return
+        await self._ended(seat, reason)
+
+    async def _watch_epoch(self, seat: Seat) -> None:
+        """Wait until the epoch breaks for a rank. Its death, and that of the rank that broke it, is others' business."""
+        try:
+            reason = await self._patiently(seat, seat.port.broken)
+        except Gone:
+            return
+        await self._ended(seat, reason)
+
+    async def _patiently(self, seat: Seat, ask: Callable[[], Awaitable[str]]) -> str:
+        """What a rank says in the end. Raises Gone."""
         while True:
             try:
-                reason = await seat.port.ended()
-                break
+                return await ask()
             except Gone:
-                await self._lost(seat)
-                return
+                raise
             except Exception as error:  # one bad call says nothing of the rank
                 log.exception("%s can't be waited for", seat.title)
                 self._happened("watch", f"{seat.title} can't be waited for, and is asked again: {error}")
                 await asyncio.sleep(DEADLINES.renew)
-        if not reason or self._life.state in ("stopping", "degraded"):
+
+    async def _ended(self, seat: Seat, reason: str) -> None:
+        """A rank's steps ended or broke, though nobody is known to have died: find out whom to name."""
+        if not reason or self._life.state != "ready":
             return
+        epoch = self._life.epoch
         if len(self._roster.seats) > 1:
             await asyncio.sleep(DEADLINES.culprit)  # a peer's death breaks the group before Ray reports it
-        if self._life.state != "ready":
+        if self._life.state != "ready" or self._life.epoch != epoch:
             return
         ranks = list(self._roster.seats)
         answers = await asyncio.gather(*map(self._answers, ranks))
-        silent = [s for s, answered in zip(ranks, answers, strict=True) if not answered]
-        if self._life.state != "ready":
+        for one, answer in zip(ranks, answers, strict=True):
+            if answer == "gone":
+                await self._lost(one)
+        silent = [one for one, answer in zip(ranks, answers, strict=True) if answer == "silent"]
+        if self._life.state != "ready" or self._life.epoch != epoch:
             return
         if silent:  # its peers only know that they waited, and often on another that waited too
-            await self._hung(silent[0])
+            await self.hung(silent[0])
             return
-        self._life.broke(self._for_good(f"{seat.title} left the group: {reason}"))
+        if self._life.state != "ready" or self._life.epoch != epoch:
+            return
+        why = f"{seat.title} left the group: {reason}"
+        if len(ranks) > 1 and self._broke_seldom() and self._life.recovers(why):
+            await self._others_go_on(None, why)
+            return
+        self._life.broke(self._for_good(why))
         await self._end()
 
-    async def _answers(self, seat: Seat) -> bool:
-        """Whether a rank's process still reacts; a dead one is its watcher's business."""
+    def _broke_seldom(self) -> bool:
+        """Whether the ranks may meet again, though nobody knows what broke their group."""
+        now = time.monotonic()
+        self._breaks = [at for at in self._breaks if at > now - _HOUR] + [now]
+        return len(self._breaks) <= _MOST_BREAKS
+
+    async def _answers(self, seat: Seat) -> str:
+        """Whether a rank's process still reacts: `there`, `silent` or `gone`."""
         try:
             await asyncio.wait_for(seat.port.keep(), DEADLINES.verdict)
         except TimeoutError:
-            return False
+            return "silent"
+        except Gone:
+            return "gone"
         except Exception as error:
             log.info("%s answered with %r", seat.title, error)
-        return True
+        return "there"
 
     async def _silent(self, seat: Seat) -> None:
         """A rank that serves and does not answer hangs; one that loads may be busy."""
         if self._life.state == "ready":
-            await self._hung(seat)
+            await self.hung(seat)
 
-    async def _hung(self, seat: Seat) -> None:
-        """A rank that does not answer is given up, and ended as soon as it reacts: its group went on without it."""
+    async def hung(self, seat: Seat) -> None:
+        """A rank that does not answer is given up and its process ended: its group goes on without it."""
         if not self._roster.sits(seat):
             return
-        seat.state = "dead"
-        self._life.died(self._for_good(f"{seat.title} does not answer any more"))
-        log.error("%s", self._life.reason)
-        remote.kill(seat.port)
-        await self._end()
+        end_process_of(seat)
+        await self._dead(seat, f"{seat.title} does not answer any more")
 
     async def _lost(self, seat: Seat) -> None:
-        if not self._roster.sits(seat):
-            return  # ended by us
+        if self._roster.sits(seat):  # else it was ended by us
+            await self._dead(seat, f"{seat.title} died")
+
+    async def _dead(self, seat: Seat, why: str) -> None:
         seat.state = "dead"
-        self._life.died(self._for_good(f"{seat.title} died"))
-        if self._life.state != "stopping":
-            log.error("%s", self._life.reason)
-            await self._end()
+        if self._life.state in ("stopping", "degraded"):
+            return
+        log.error("%s", why)
+        if seat.member.role == "expert" and self._life.recovers(why):
+            await self._others_go_on(seat, why)
+            return
+        self._life.died(self._for_good(why))
+        await self._end()
 
     async def give_up(self, what: str) -> None:
         """The ranks can't serve any more, though none is known to have died."""

@@ -22,14 +22,15 @@ from cluster.balance.policies.registry import ask
 from cluster.balance.score import predicted_excess
 from cluster.balance.shape import ClusterShape
 from cluster.balance.speeds import RankSpeeds
-from cluster.control.mover import MoveLimits, Mover, Stuck
+from cluster.control.mover import InUse, MoveLimits, Mover, Stuck
 from cluster.state.events import EventLog
 from cluster.state.roster import Seat
 from cluster.watch.recorder import Recording
 from cluster.watch.status import BalancerView
 from experts.errors import UserError
 from experts.exchange.split import SplitPolicy
-from experts.placement import Placement
+from experts.placement import IntArray, Placement
+from experts.worker.remote import Gone
 
 log = logging.getLogger(__name__)
 _POLL = 0.5  # s between looks at the loads, at least
@@ -91,6 +92,7 @@ class Balancer:
     ) -> None:  # fmt: skip
         """seats: all members of epoch 1, in its order; split: the policy they began with; recording: gets every step, too."""
         self.plans = self.rebalances = 0
+        self.losses = 0  # after which the others were in another epoch
         self.rebalance_seconds = 0.0
         self.state, self.reason = ("ok", "") if settings.enabled else ("off", settings.off)
         self.last_text = ""
@@ -155,6 +157,8 @@ class Balancer:
                         await self._consider()
                 except Stuck as stuck:
                     self._degrade(str(stuck))
+                except Gone as gone:  # a rank is lost, which its watch knows, too
+                    log.info("loads can't be read: %s", gone)
                 except Exception as error:  # a rank died, or a bug: the cluster goes on with the placement it has
                     self._degrade(f"{type(error).__name__}: {error}")
                 await asyncio.sleep(_POLL)
@@ -176,27 +180,63 @@ class Balancer:
             await self._look(leaving, [last])
         except Exception as error:  # who left may be gone already
             log.warning("the last loads of a rank that left are not counted: %s", error)
-        await self._look(experts, [last, self._collector])
+        try:
+            await self._look(experts, [last, self._collector])
+        except Gone as gone:  # the next loss, which its watch knows, too
+            log.info("loads can't be read: %s", gone)
         for rank in members - {seat.rank for seat in self._experts}:
             self._speeds.forget(rank)
         self._experts = experts
         self._mover.meet(seats)
         self._judge_at = None  # what was promised was for other ranks
 
+    @property
+    def in_use(self) -> InUse:
+        """What ranks may use."""
+        return self._mover.in_use
+
+    def lost(self) -> None:
+        """A rank was lost: no placement is offered from now on, until the others are in another epoch."""
+        self._mover.stop()
+
+    async def recovered(
+        self, epoch: int, seats: Sequence[Seat], placement: Placement, policy: SplitPolicy, newest: int
+    ) -> None:
+        """Epoch `epoch` runs after a loss, of these members, under a placement that no mover offered. newest: version ever
+        offered. What moved when the loss came is forgotten."""
+        last, self._mover = (
+            self._mover,
+            Mover(seats, placement, policy, self._settings.moves, self._note, self._know, newest),
+        )
+        self._mover.fetched = last.fetched
+        self.state, self.reason = ("ok", "") if self._settings.enabled else ("off", self._settings.off)
+        self.losses += 1
+        self._experts = [seat for seat in self._experts if seat in seats]
+        await self.meet(epoch, seats)
+
+    async def restore(self, rank: int, held: IntArray) -> None:
+        """Give a rank that joined what its seat held before, `held` [L, S], where its slots are empty; with `quiet` held."""
+        was = self.placement
+        table = was.slot_expert.copy()
+        own = table[:, rank * was.slots_per_rank : (rank + 1) * was.slots_per_rank]
+        empty = (own < 0) & (held >= 0)
+        own[empty] = held[empty]
+        await self._mover.carry_out(Placement(was.version + 1, was.ranks, was.slots_per_rank, table, "restore"))
+
     async def vacate(self, rank: int) -> None:
         """Have the others take over what only `rank` holds, so that nothing routes to it; call it with `quiet` held.
 
         Raises UserError when the others have too few slots, Stuck when moves failed.
         """
-        was, before = self.placement, self.experts_moved
+        mover, was, before = self._mover, self.placement, self.experts_moved
         shape = replace(self.shape, dead=self.shape.dead | {rank})
         shape.check(was.layers, was.experts)
         load = np.ones((was.layers, was.experts))
         if len(self._history):
             load += np.stack([row.loads for row in self._history.newest(self._settings.interval)]).mean(axis=0)
         table = repaired(load, shape, was).astype(np.int64)
-        await self._mover.settle()
-        await self._mover.carry_out(Placement(was.version + 1, was.ranks, was.slots_per_rank, table, "vacate"))
+        await mover.settle()
+        await mover.carry_out(Placement(was.version + 1, was.ranks, was.slots_per_rank, table, "vacate"))
         if (self.placement.local(rank) >= 0).any():
             raise Stuck(f"rank {rank} still holds experts: moves failed")
         self._note("vacated", f"rank {rank}; {self.experts_moved - before} experts were fetched by others")

@@ -135,6 +135,7 @@ class RaySession:
         return token
 
     def _init(self, **options: Any) -> None:
+        ray_private.log_what_it_prints()
         with ray_private.without_uv():
             ray.init(
                 namespace=self._namespace, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True,

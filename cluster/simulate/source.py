@@ -25,6 +25,7 @@ from experts.slots.slots import ExpertSlots
 from experts.threads import in_own_thread
 from experts.worker.doorbell import Moment
 from experts.worker.host import WorkerProcess
+from experts.worker.pause import Pause
 from experts.worker.worker import Held, Progress, Ring, StepBody, Worker, WorkerOrder
 
 _CHECKED = 64  # tokens whose sums are compared in every step and layer
@@ -70,7 +71,9 @@ class SourceWorker(Worker):
         super().__init__(order, held)
         self.everything, self.source = everything, order
 
-    def body(self, exchange: Exchange, layers: ExpertLayers, ring: Ring, planned: bool) -> StepBody:
+    def body(
+        self, exchange: Exchange, layers: ExpertLayers, ring: Ring, planned: bool, pause: Pause | None
+    ) -> StepBody:
         self.loop = SourceLoop(self.source, self.everything, layers, ring)
         return self.loop
 

@@ -1,7 +1,7 @@
 """The cluster's life as a pure state machine: events in, a new state out. No Ray, no torch, no clock, no ranks.
 
-starting → ready → degraded, and stopping from anywhere. `recovering` is the state between epochs, once ranks that
-died are replaced; until then a lost rank leaves the cluster degraded.
+starting → ready ⇄ recovering → degraded, and stopping from anywhere. `recovering` is the state between a loss and the
+next epoch: requests are taken and wait. What can't be recovered from leaves the cluster degraded, for good.
 """
 
 from dataclasses import dataclass
@@ -12,30 +12,32 @@ State = Literal["starting", "ready", "degraded", "recovering", "stopping"]
 
 @dataclass(slots=True)
 class Lifecycle:
-    """The cluster's state. epoch: the one in use; numbered: the newest that was asked for; version grows with every change
-    that ingresses see."""
+    """The cluster's state. epoch: the one in use, or the last one that was; version grows with every change that ingresses
+    see."""
 
     state: State = "starting"
     reason: str = "ranks are loading"
     epoch: int = 0
-    numbered: int = 0
     version: int = 0
-
-    def next_epoch(self) -> int:
-        """The number of the epoch to be built; numbers are never used twice."""
-        self.numbered += 1
-        return self.numbered
 
     def entered(self, epoch: int) -> None:
         """Steps run in `epoch`, which was planned while the one before ran."""
         self.epoch = epoch
 
     def joined(self, epoch: int) -> bool:
-        """All live seats sit in `epoch`; whether it is in use now. Old news of an earlier epoch changes nothing."""
-        if epoch != self.numbered or self.state in ("stopping", "degraded"):
+        """All live seats sit in `epoch`; whether it is in use now."""
+        if epoch <= self.epoch or self.state in ("stopping", "degraded"):
             return False
         self.epoch = epoch
         self._change("ready", "")
+        return True
+
+    def recovers(self, why: str) -> bool:
+        """A loss that the others go on from, or how far they are; whether they may."""
+        if self.state not in ("ready", "recovering"):
+            return False
+        if (self.state, self.reason) != ("recovering", why):
+            self._change("recovering", why)
         return True
 
     def died(self, why: str) -> None:

@@ -87,6 +87,11 @@ class Exchange(ABC):
     def version(self) -> int:
         """The placement version of the step under way, or of the last one."""
 
+    @property
+    @abstractmethod
+    def newest(self) -> int:
+        """The newest placement version that this rank ever offered."""
+
     @abstractmethod
     def offer(self, placement: Placement, switch: Callable[[], None] | None, policy: SplitPolicy | None = None) -> None:
         """This rank holds `placement`, newer than any before, complete: a step may use it once all members do.
@@ -106,8 +111,23 @@ class Exchange(ABC):
         """
 
     @abstractmethod
-    def drop_epoch(self) -> None:
-        """Forget an epoch that not all members are ready for. Callable from any thread."""
+    def drop_epoch(self, epoch: int) -> None:
+        """Forget an epoch that was given up, prepared already or not yet; this rank does not enter it from then on, unless
+        it has. Waits for the end of a header under way, in which all may have agreed to go there: then it has.
+
+        Callable from any thread. Raises RankLost where that header does not end.
+        """
+
+    @abstractmethod
+    def recover(self, record: EpochRecord, base: int, placement: Placement, policy: SplitPolicy) -> None:
+        """Enter an epoch after the last one broke, while the step thread waits.
+
+        base: the newest placement version that any member used; this rank holds it, and goes to it first where it is behind
+        placement: of the new epoch, with a version that was never offered; what this rank holds of it is what it holds
+        under `base`; offers newer than `base` are forgotten
+
+        Blocks until all members have come. Raises RankLost; then the step thread goes on waiting.
+        """
 
     @abstractmethod
     def open_step(self, wish: StepWish) -> StepHeader:

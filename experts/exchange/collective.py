@@ -17,6 +17,7 @@ import torch
 from experts.dump import StepMoment
 from experts.epoch.agreement import Astray, GoTo, Row, StepHeader, StepWish, agree
 from experts.epoch.membership import EpochRecord, Membership
+from experts.errors import RankLost
 from experts.exchange.base import DispatchHandle, Exchange, ExchangeCounters, ExchangeOrder
 from experts.exchange.block import BlockForm, Blocks, Stamp, write_stamp
 from experts.exchange.flight import Dispatch, Plan
@@ -28,6 +29,8 @@ from experts.exchange.split import SplitPolicy
 from experts.exchange.transport import Group
 from experts.exchange.wire import Route
 from experts.placement import Placement
+
+_PROMISE = 10.0  # s that a rank which wants to give up an epoch waits for the end of a header
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,10 @@ class CollectiveExchange(Exchange):
         self._offered = {placement.version: Offer(self._tables, None)}
         self._newest = placement.version
         self._next: _Next | None = None
+        self._dropped = 0  # the newest epoch that was given up
+        # A header is under way in which this rank says that it is ready for the next epoch: if all do, all go over.
+        self._promised = False
+        self._promise_over = threading.Condition(self._lock)
         self._padded = True
         self._layer = -1  # of the newest dispatch of the step under way
         self._meet: Callable[[EpochRecord], Group] | None = None  # builds the groups of later epochs
@@ -96,6 +103,10 @@ class CollectiveExchange(Exchange):
     def version(self) -> int:
         return self._header.version
 
+    @property
+    def newest(self) -> int:
+        return self._newest
+
     def offer(self, placement: Placement, switch: Callable[[], None] | None, policy: SplitPolicy | None = None) -> None:
         tables = Tables(placement, self._group.membership, policy or self._tables.policy, self._tables)
         with self._lock:
@@ -110,22 +121,59 @@ class CollectiveExchange(Exchange):
     def offer_epoch(self, membership: Membership, group: Group | None) -> None:
         """`prepare`, given this rank's end of the next group; None: it is no member."""
         own = None if group is None else GuardedGroup(group, membership, self.counters)
-        self.drop_epoch()
         with self._lock:
-            assert membership.epoch > self.epoch, (membership.epoch, self.epoch)
-            self._next = _Next(membership, own)
+            late = membership.epoch <= max(self.epoch, self._dropped)
+            if not late:
+                self._next = _Next(membership, own)
+        if late:  # its build took longer than anyone waited
+            if own is not None:
+                own.close()
+            raise RankLost(membership.epoch, -1, "the epoch was given up while its group was built")
 
-    def drop_epoch(self) -> None:
+    def drop_epoch(self, epoch: int) -> None:
+        with self._lock:
+            self._dropped = max(self._dropped, epoch)
+            if not self._promise_over.wait_for(lambda: not self._promised, _PROMISE):
+                raise RankLost(self.epoch, self._header.step, f"a header has not ended within {_PROMISE:g} s")
+        self._forget_next()
+
+    def _forget_next(self) -> None:
         with self._lock:
             dropped, self._next = self._next, None
         if dropped is not None and dropped.group is not None:
             dropped.group.close()
 
+    def recover(self, record: EpochRecord, base: int, placement: Placement, policy: SplitPolicy) -> None:
+        assert self._meet is not None, "an exchange whose group was handed to it gets the next one so, too"
+        self.recover_with(record.membership, self._meet(record), base, placement, policy)
+
+    def recover_with(
+        self, membership: Membership, group: Group, base: int, placement: Placement, policy: SplitPolicy
+    ) -> None:
+        """`recover`, given this rank's end of the new group."""
+        own = GuardedGroup(group, membership, self.counters)
+        try:
+            if base > self.version:  # else it is in use here, or an attempt that failed was made from it
+                self._switch_to(base)
+            tables = Tables(placement, membership, policy, self._tables)
+            with self._lock:
+                assert placement.version > self._newest, (placement.version, self._newest)
+                self._offered = {placement.version: Offer(tables, None)}
+                self._newest = placement.version
+            self._tables = tables
+            self._enter(own, placement.version)
+            self._forget_next()  # one that was being prepared when the last epoch broke
+        except BaseException:
+            own.close()
+            raise
+
     def open_step(self, wish: StepWish) -> StepHeader:
         answer = self._ask(wish)
         while isinstance(answer, GoTo):
             last = self._group
-            if not self._enter_next():
+            entered = self._enter_next()
+            self._keep_no_promise()
+            if not entered:
                 return self._left()
             answer = self._ask(wish)
             last.close()  # not before: by now every member has had its last header
@@ -154,7 +202,7 @@ class CollectiveExchange(Exchange):
         return self._group.moment(self._layer)
 
     def close(self) -> None:
-        self.drop_epoch()
+        self._forget_next()
         self._group.close()
 
     def _ask(self, wish: StepWish) -> StepHeader | GoTo:
@@ -165,12 +213,25 @@ class CollectiveExchange(Exchange):
         with self._lock:
             ready = self.epoch if self._next is None else self._next.membership.epoch
             newest = self._newest
+            self._promised = self._next is not None
         mine = Row(self.epoch, step, newest, wish.decode, wish.prefill, int(wish.stop), ready)
-        rows = [Row(*row) for row in group.gather(torch.tensor(mine, dtype=torch.int64)).tolist()]
-        answer = agree(rows, self.epoch, step, self._budget)
+        leaving = False
+        try:
+            rows = [Row(*row) for row in group.gather(torch.tensor(mine, dtype=torch.int64)).tolist()]
+            answer = agree(rows, self.epoch, step, self._budget)
+            leaving = isinstance(answer, GoTo)
+        finally:
+            if not leaving:
+                self._keep_no_promise()
         if isinstance(answer, Astray):
             raise group.lost(f"{group.name(answer.member)} is at epoch {answer.epoch}, step {answer.step}")
         return answer
+
+    def _keep_no_promise(self) -> None:
+        """This rank stays where it is, or has gone over: who waits to drop the next epoch may."""
+        with self._lock:
+            self._promised = False
+            self._promise_over.notify_all()
 
     def _enter(self, group: GuardedGroup, version: int) -> None:
         """Begin an epoch under a placement version."""

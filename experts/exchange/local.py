@@ -69,6 +69,10 @@ class LocalExchange(Exchange):
     def version(self) -> int:
         return self._version
 
+    @property
+    def newest(self) -> int:
+        return self._version
+
     def offer(self, placement: Placement, switch: Callable[[], None] | None, policy: SplitPolicy | None = None) -> None:
         with self._lock:
             self._offered = placement, switch
@@ -77,9 +81,12 @@ class LocalExchange(Exchange):
         with self._lock:
             self._next = record.membership.epoch
 
-    def drop_epoch(self) -> None:
+    def drop_epoch(self, epoch: int) -> None:
         with self._lock:
             self._next = self.epoch
+
+    def recover(self, record: EpochRecord, base: int, placement: Placement, policy: SplitPolicy) -> None:
+        raise RankLost(self.epoch, self._step, "the only rank has no peers that it could go on with")
 
     def open_step(self, wish: StepWish) -> StepHeader:
         with self._lock:

@@ -79,6 +79,10 @@ class ExpertLoads:
         if first:
             self.on_news()
 
+    def abandon_step(self) -> None:
+        """The step under way broke, and is run again: nothing of it was."""
+        self._step.zero_()
+
     @property
     def has_news(self) -> bool:
         """Whether a step ended since the last `drain`."""

@@ -17,6 +17,7 @@ class Deadlines:
     group: of every collective
     build: for all members of a next epoch to come together
     enter: for all of them to begin a step of it
+    suspend: for a rank whose epoch broke to come out of its step
     switch: for all ranks to end a step under a placement that all offered
     answer: for an event loop to answer where others don't wait for it: status, metrics, dumps
     relay: for a process that asks others for theirs
@@ -32,6 +33,7 @@ class Deadlines:
     group: float = 30.0
     build: float = 15.0
     enter: float = 10.0
+    suspend: float = 15.0
     switch: float = 10.0
     answer: float = 2.0
     relay: float = 6.0
@@ -55,6 +57,9 @@ _VERBS: dict[str, Mapping[str, float | None]] = {
         "join": DEADLINES.needed,
         "prepare": DEADLINES.build,
         "drop_epoch": DEADLINES.build,
+        "broken": None,  # until the epoch breaks
+        "suspend": DEADLINES.suspend,
+        "recover": DEADLINES.build,
         "epoch": DEADLINES.enter,
         "leave": DEADLINES.needed,
         "ended": None,  # the rank's life

@@ -17,7 +17,7 @@ from experts.worker.deadlines import DEADLINES
 from experts.worker.doorbell import Moment
 from experts.worker.lease import Lease
 from experts.worker.remote import tell
-from experts.worker.worker import RankReport, Worker, WorkerOrder
+from experts.worker.worker import RankReport, Standing, Worker, WorkerOrder
 
 _SWITCH_INTERVAL = 5e-4  # s that another thread's Python may hold up the step thread; the default is 5 ms
 
@@ -43,6 +43,9 @@ class WorkerHost:
         self._peers: list[WorkerHost] = []
         self._read = (0, 0)
         self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._broken: asyncio.Future[str] = self._loop.create_future()
+        self._unnamed: asyncio.TimerHandle | None = None  # what happens where nobody says what follows
+        self._led = False  # the supervisor has said that something follows
         self._news = asyncio.Event()
 
     @property
@@ -65,7 +68,7 @@ class WorkerHost:
     async def join(self, record: EpochRecord, peers: list["WorkerHost"]) -> None:
         """Take the seat in an epoch and start its step loop. peers: ports of the ranks whose bells it rings."""
         self._peers = peers
-        await asyncio.to_thread(self.worker.join, record, self._ring, self._end)
+        await asyncio.to_thread(self.worker.join, record, self._ring, self._end, self._break)
 
     async def meet(self, peers: list["WorkerHost"]) -> None:
         """Ring the bells of these ranks from now on."""
@@ -78,9 +81,35 @@ class WorkerHost:
         """
         await asyncio.to_thread(in_own_thread, lambda: self.worker.prepare(record))
 
-    async def drop_epoch(self) -> None:
-        """Forget an epoch that not all members are ready for."""
-        self.worker.drop_epoch()
+    async def drop_epoch(self, epoch: int) -> int:
+        """Forget an epoch that was given up; the epoch that this rank is in. Raises RankLost."""
+        return await asyncio.to_thread(in_own_thread, lambda: self.worker.drop_epoch(epoch))
+
+    async def broken(self) -> str:
+        """Waits until the epoch breaks, why; its step thread waits then for `recover` or `leave`."""
+        return await asyncio.shield(self._broken)
+
+    async def suspend(self) -> Standing:
+        """Break the epoch, if it has not broken, and wait until the step thread waits. Raises RankLost where it does not."""
+        self._led = True
+        if self._unnamed is not None:
+            self._unnamed.cancel()
+        return await asyncio.to_thread(in_own_thread, lambda: self.worker.suspend(DEADLINES.suspend - 1))
+
+    async def recover(
+        self, record: EpochRecord, base: int, placement: Placement, policy: SplitPolicy, peers: list["WorkerHost"]
+    ) -> None:
+        """Enter an epoch after `suspend`: see Exchange.recover. peers: ports of the ranks whose bells it rings.
+
+        Raises RankLost when the group did not come together; the step thread goes on waiting then.
+        """
+        self._peers = peers
+        self._broken, self._led = self._loop.create_future(), False  # before steps run, which may break at once
+        try:
+            await asyncio.to_thread(in_own_thread, lambda: self.worker.recover(record, base, placement, policy))
+        except BaseException:
+            self._led = True
+            raise
 
     async def epoch(self) -> int:
         """Of the newest step."""
@@ -171,8 +200,23 @@ class WorkerHost:
     def _end(self, reason: str) -> None:
         """The steps ended; from the step thread."""
         self._loop.call_soon_threadsafe(self._resolve, reason)
-        if reason:  # the supervisor knows who died and says so by `leave`; if it does not, say what was seen
-            self._loop.call_soon_threadsafe(self._loop.call_later, DEADLINES.named, self.worker.leave, reason)
+        if reason:
+            self._loop.call_soon_threadsafe(self._await_name, reason)
+
+    def _break(self, reason: str) -> None:
+        """The epoch broke; from the step thread, which waits from now on."""
+        self._loop.call_soon_threadsafe(self._tell_break, reason)
+
+    def _tell_break(self, reason: str) -> None:
+        if not self._broken.done():
+            self._broken.set_result(reason)
+        self._await_name(reason)
+
+    def _await_name(self, reason: str) -> None:
+        """The supervisor knows who died and says what follows; if it does not, say what was seen."""
+        if self._led:
+            return
+        self._unnamed = self._loop.call_later(DEADLINES.named, self.worker.leave, reason)
 
     def _resolve(self, reason: str) -> None:
         if not self._ended.done():

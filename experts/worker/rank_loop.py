@@ -7,6 +7,7 @@ from experts.errors import RankLost
 from experts.exchange.base import Exchange
 from experts.layers import ExpertLayers
 from experts.worker.doorbell import Doorbell, Moment
+from experts.worker.pause import Pause
 
 log = logging.getLogger(__name__)
 
@@ -14,15 +15,31 @@ log = logging.getLogger(__name__)
 class ExpertRankLoop:
     """Takes part in every step of its group; sleeps while the group is idle."""
 
-    def __init__(self, layers: ExpertLayers, exchange: Exchange, doorbell: Doorbell, awaited: bool = False) -> None:
-        """awaited: the others come to the first step by themselves, nobody will ring for it."""
+    def __init__(
+        self, layers: ExpertLayers, exchange: Exchange, doorbell: Doorbell, awaited: bool = False,
+        pause: Pause | None = None,
+    ) -> None:  # fmt: skip
+        """awaited: the others come to the first step by themselves, nobody will ring for it; pause: where it waits once
+        its epoch broke, None: nothing follows."""
         self.lost = ""  # why the loop ended, empty when it was asked to
         self._layers, self._exchange, self._doorbell = layers, exchange, doorbell
+        self._pause = pause
         self._next: Moment = (exchange.epoch, 0)
         self._busy = awaited
 
     def run(self) -> None:
-        """The step thread's body: ends after a step whose header says stop, or when the group broke; then it is closed."""
+        """The step thread's body: ends after a step whose header says stop, or when the group broke and nothing follows;
+        then it is closed."""
+        try:
+            while not self._until_it_breaks():
+                pass
+        except Exception as error:  # a bug or a device failure: peers must not wait for this rank
+            log.exception("step %s failed", self._next)
+            self._exchange.close()
+            self.lost = f"a step failed: {type(error).__name__}: {error}"
+
+    def _until_it_breaks(self) -> bool:
+        """Steps of an epoch; whether they were the last ones."""
         stop = False
         try:
             while not stop:
@@ -30,11 +47,11 @@ class ExpertRankLoop:
                 stop = self._step()
         except RankLost as lost:
             self._exchange.close()
-            self.lost = str(lost)
-        except Exception as error:  # a bug or a device failure: peers must not wait for this rank
-            log.exception("step %s failed", self._next)
-            self._exchange.close()
-            self.lost = f"a step failed: {type(error).__name__}: {error}"
+            if self._pause is None or not self._pause.hold(str(lost)):
+                self.lost = str(lost)
+                return True
+            self._next, self._busy = (self._exchange.epoch, 0), True  # all come to the first step by themselves
+        return stop
 
     def fail(self, reason: str) -> None:
         """Nothing waits for a rank's steps here."""

@@ -20,6 +20,7 @@ from experts.checkpoint.reader import CheckpointReader
 from experts.crew import Crew
 from experts.dump import StepMoment
 from experts.epoch.membership import EpochRecord, Member
+from experts.errors import RankLost
 from experts.exchange.base import Exchange, ExchangeCounters, ExchangeOrder
 from experts.exchange.block import BlockForm
 from experts.exchange.registry import exchange_kind
@@ -34,6 +35,7 @@ from experts.slots.weights_server import WeightServer
 from experts.spec import ExpertsSpec
 from experts.threads import in_own_thread
 from experts.worker.doorbell import Doorbell, Moment
+from experts.worker.pause import Pause
 from experts.worker.rank_loop import ExpertRankLoop
 
 _NEVER_RUN = 1 << 62  # a step after all that any epoch has
@@ -133,6 +135,20 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a rank stands whose step thread waits after its epoch broke.
+
+    epoch: the one that broke here
+    used: placement version of its newest step
+    newest: the newest version that it ever offered
+    """
+
+    epoch: int
+    used: int
+    newest: int
+
+
+@dataclass(frozen=True, slots=True)
 class RankReport:
     """A rank's running totals.
 
@@ -165,6 +181,7 @@ class Worker:
         self.on_steps: Callable[[], object] = lambda: None  # called by the step thread when `has_steps` becomes true
         self.joined: Joined | None = None  # before it is in an epoch
         self._crew = Crew(order.threads)
+        self._pause = Pause(lambda reason: None)
         self._thread: threading.Thread | None = None
 
     @property
@@ -172,12 +189,17 @@ class Worker:
         """Where peers fetch experts, 0 without any."""
         return self.held.server.port if self.held is not None else 0
 
-    def join(self, record: EpochRecord, ring: Ring, ended: Callable[[str], None]) -> None:
-        """Take the seat in an epoch and run its steps; blocks until all members have come.
+    def join(
+        self, record: EpochRecord, ring: Ring, ended: Callable[[str], None], broke: Callable[[str], None] | None = None
+    ) -> None:
+        """Take the seat in an epoch and run its steps; blocks until all members have come. Raises RankLost.
 
-        ended: gets, from the step thread, why the steps ended, empty when they were asked to. Raises RankLost.
+        ended: gets, from the step thread, why the steps ended, empty when they were asked to
+        broke: gets, from it, why they broke; it waits then until `recover` or `leave`. None: they end
         """
         self._check(record)
+        if broke is not None:
+            self._pause = Pause(broke)
         order, held = self.order, self.held
         form = BlockForm(order.spec.hidden, order.spec.top_k, order.dtype)
         wanted = ExchangeOrder(
@@ -187,7 +209,7 @@ class Worker:
         slots = held.slots if held is not None else None
         layers = ExpertLayers(order.spec, exchange, slots, order.dtype, order.device, self._crew)
         layers.loads.on_news = self.on_steps
-        body = self.body(exchange, layers, ring, record.planned)
+        body = self.body(exchange, layers, ring, record.planned, None if broke is None else self._pause)
         self.joined = Joined(exchange, layers, body)
 
         def broken(what: str) -> None:  # a body deals with its exceptions itself: this is the worst case
@@ -196,19 +218,44 @@ class Worker:
 
         self._thread = watch_thread("step-loop", lambda: self._run(body, ended), broken, returns=True)
 
-    def body(self, exchange: Exchange, layers: ExpertLayers, ring: Ring, planned: bool) -> StepBody:
-        """What the step thread is to run. planned: the others come to the first step by themselves."""
-        return ExpertRankLoop(layers, exchange, self.bell, awaited=planned)
+    def body(
+        self, exchange: Exchange, layers: ExpertLayers, ring: Ring, planned: bool, pause: Pause | None
+    ) -> StepBody:
+        """What the step thread is to run. planned: the others come to the first step by themselves; pause: where it waits
+        once its epoch broke."""
+        return ExpertRankLoop(layers, exchange, self.bell, awaited=planned, pause=pause)
 
     def prepare(self, record: EpochRecord) -> None:
         """Get ready for the next epoch beside the running steps; blocks until all its members have come. Raises RankLost."""
         self._check(record)
         self._in_epoch.exchange.prepare(record)
 
-    def drop_epoch(self) -> None:
-        """Forget an epoch that not all members are ready for."""
+    def drop_epoch(self, epoch: int) -> int:
+        """Forget an epoch that was given up: see Exchange.drop_epoch; the epoch that this rank is in. Blocks."""
         if self.joined is not None:
-            self.joined.exchange.drop_epoch()
+            self.joined.exchange.drop_epoch(epoch)
+        return self.epoch
+
+    def suspend(self, seconds: float) -> Standing:
+        """Break the epoch, if it has not broken, and wait until the step thread waits; blocks at most `seconds`.
+
+        Raises RankLost where it does not.
+        """
+        exchange = self._in_epoch.exchange
+        exchange.close()
+        self.bell.ring((exchange.epoch, _NEVER_RUN))  # a loop that sleeps finds the group closed
+        if not self._pause.held(seconds):
+            raise RankLost(exchange.epoch, -1, f"the step thread has not stopped within {seconds:g} s")
+        return Standing(exchange.epoch, exchange.version, exchange.newest)
+
+    def recover(self, record: EpochRecord, base: int, placement: Placement, policy: SplitPolicy) -> None:
+        """Enter an epoch after `suspend` (see Exchange.recover) and have the broken step run again; blocks until all members
+        have come. Raises RankLost."""
+        self._check(record)
+        joined = self._in_epoch
+        joined.layers.abandon_step()
+        joined.exchange.recover(record, base, placement, policy)
+        self._pause.release()
 
     def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]:
         """Fetch experts beside the running steps; blocks. bandwidth: bytes/s. Failures are in the answer, not raised."""
@@ -238,6 +285,7 @@ class Worker:
 
     def leave(self, reason: str) -> None:
         """Drop the epoch's group, which releases peers that wait on this rank; what waits for steps ends with `reason`."""
+        self._pause.end()
         if self.joined is not None:
             self.joined.body.fail(reason)
             self.joined.exchange.close()

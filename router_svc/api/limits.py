@@ -157,9 +157,12 @@ _CHECKS: dict[str, Callable[[Parameter, str, Any, ServiceLimits], None]] = {
 }
 
 
+SERVING = ("ready", "recovering")  # states in which requests are taken; in the second their tokens wait
+
+
 def retry_hint(state: str) -> float | None:
     """Seconds after which a refused call may succeed, None in a state that does not pass by itself."""
-    return 5.0 if state in ("starting", "recovering", "stopping") else None
+    return 5.0 if state in ("starting", "stopping") else None
 
 
 def not_ready(state: str, reason: str) -> ApiError:

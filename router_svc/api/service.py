@@ -15,6 +15,7 @@ from router_svc.api.choice import ChoiceOutput
 from router_svc.api.drain import OpenRequests
 from router_svc.api.engines import EngineClient, EventStream, StreamFailed
 from router_svc.api.limits import (
+    SERVING,
     ServiceLimits,
     check_call,
     check_prompt,
@@ -217,7 +218,7 @@ class Service:
             prompt_logprobs=call.prompt_logprobs,
         )
         state, reason = self.state()
-        if state != "ready":
+        if state not in SERVING:
             raise not_ready(state, reason)
         return EngineRequest(
             request_id=_scoped(call.api_key, request_id),

@@ -16,6 +16,7 @@ from experts.errors import RankLost
 from experts.exchange.base import Exchange
 from experts.layers import ExpertLayers
 from experts.worker.doorbell import Doorbell, Moment
+from experts.worker.pause import Pause
 from router_svc.engine.builder import build_batch
 from router_svc.engine.config import EngineConfig
 from router_svc.engine.intake import Intake
@@ -67,14 +68,17 @@ class Engine:
         cache: KVCache,
         deliver: Callable[[list[Event]], None],
         ring: Callable[[Moment], None],
+        pause: Pause | None = None,
     ) -> None:
-        """deliver: takes a step's events, from the step thread (or a failing one), and never blocks.
+        """pause: where it waits once its epoch broke, with all its sequences; None: nothing follows.
+
+        deliver: takes a step's events, from the step thread (or a failing one), and never blocks.
 
         ring: asks all ranks of the group, this one included, to run a step; never blocks.
         """
         self._model, self._experts, self._exchange = model, experts, exchange
         self._doorbell, self._config, self._cache = doorbell, config, cache
-        self._deliver, self._ring = deliver, ring
+        self._deliver, self._ring, self._pause = deliver, ring, pause
         self._intake = Intake(config.max_queue_len)
         self._pages = KVPages(config.kv_blocks)
         self._scheduler = Scheduler(config, self._pages)
@@ -117,7 +121,9 @@ class Engine:
         return replace(self._stats, running=0, waiting=0, kv_blocks_held=0)
 
     def run(self) -> None:
-        """The step thread's body: ends after a stop (then everything failed), or when the exchange broke.
+        """The step thread's body: ends after a stop (then everything failed), or when the exchange broke and nothing
+        follows. A step that broke is scheduled again in the next epoch: before it draws, a step has changed nothing but
+        which blocks its sequences hold and the order of the queue, and scheduling again leads to the same.
 
         Then `lost` says why, and the side that knows the cause calls `fail` with it.
         """
@@ -128,8 +134,10 @@ class Engine:
                 stop = self._step()
             except RankLost as lost:
                 self._exchange.close()
-                self.lost = str(lost)
-                return
+                if self._pause is None or not self._pause.hold(str(lost), self._meanwhile):
+                    self.lost = str(lost)
+                    return
+                self._next, self._busy = (self._exchange.epoch, 0), True  # all come to the first step by themselves
             except Exception as error:  # a bug or a device failure: clients must not hang on it
                 log.exception("step %s failed", self._next)
                 reason = f"a step failed: {type(error).__name__}: {error}"
@@ -139,6 +147,15 @@ class Engine:
                     return
                 self._drop_everything(reason)
         self.fail("the server is shutting down")
+
+    def _meanwhile(self) -> None:
+        """Between two epochs: requests are taken, cancelled and expire as ever; only tokens wait."""
+        now = time.monotonic()
+        output = StepOutput(self._intake, self._config.max_model_len)
+        self._take_messages(now, output)
+        self._expire(now, output)
+        if output.events:
+            self._deliver(output.events)
 
     def _step(self) -> bool:
         """One step; whether it was the last. What it gives its clients reaches them though the step breaks: a request that

@@ -5,23 +5,35 @@ from cluster.state.lifecycle import Lifecycle
 
 def ready() -> Lifecycle:
     life = Lifecycle()
-    life.joined(life.next_epoch())
+    life.joined(1)
     return life
 
 
 def test_start() -> None:
     life = Lifecycle()
     assert (life.state, life.epoch) == ("starting", 0)
-    life.joined(life.next_epoch())
+    life.joined(1)
     assert (life.state, life.reason, life.epoch) == ("ready", "", 1)
 
 
 def test_news_of_an_old_epoch_changes_nothing() -> None:
-    life = Lifecycle()
-    old = life.next_epoch()
-    life.next_epoch()
-    life.joined(old)
-    assert life.state == "starting"
+    life = ready()
+    life.joined(3)
+    version = life.version
+    assert not life.joined(2)
+    assert (life.epoch, life.version) == (3, version)
+
+
+def test_recovering_is_between_a_loss_and_the_next_epoch() -> None:
+    life = ready()
+    assert life.recovers("rank 1 died; phase 1")
+    assert life.recovers("rank 1 died; phase 2")
+    assert (life.state, life.reason) == ("recovering", "rank 1 died; phase 2")
+    assert life.joined(2)
+    assert (life.state, life.reason, life.epoch) == ("ready", "", 2)
+    life.broke("for good")
+    assert not life.recovers("rank 0 died")
+    assert life.reason == "for good"
 
 
 def test_death_degrades_and_names_the_cause() -> None:

@@ -1,9 +1,13 @@
-"""SIGKILL a rank under load: requests end with UNAVAILABLE that names the rank, the server stays up and refuses."""
+"""SIGKILL a rank under load: the others go on without one that holds experts; without one that brings tokens, requests end
+with UNAVAILABLE that names it, and the server stays up and refuses."""
 
+import json
 import os
 import signal
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +22,71 @@ from tests.e2e.conftest import Starter
 from tests.patience import PATIENCE, wait_until
 
 
-@pytest.mark.parametrize("role", ["expert", pytest.param("attention", marks=pytest.mark.slow)])
-def test_killed_rank(role: str, start_cluster: Starter, tmp_path: Path) -> None:
+def stream_of(client: Client, tokens: int) -> Iterator[list[int]]:
+    """New ids of a greedy stream, part by part."""
+    for delta in client.generate_stream([5, 6, 7], max_tokens=tokens, temperature=0.0, ignore_eos=True):
+        yield delta.token_ids
+
+
+def test_killed_expert_rank(start_cluster: Starter, tmp_path: Path) -> None:
+    """Its experts were there alone: streams of both kinds of clients wait for a new process and go on as they would have."""
     folder = checkpoints.make("qwen2_moe", tmp_path)
     with start_cluster(folder, attention_workers=1, expert_workers=2) as cluster:
         target = f"127.0.0.1:{cluster.grpc_port}"
         with Client(target, retries=Retries(attempts=1)) as client:
-            victim = next(w for w in client.status()["workers"] if w["role"] == role)
-            stream = client.generate_stream([5, 6, 7], max_tokens=900, temperature=0.0, ignore_eos=True)
-            for _ in range(5):
-                next(stream)
+            wanted = [token for part in stream_of(client, 300) for token in part]
+            spoken = _over_http(cluster.http_port)
+            victim = next(w for w in client.status()["workers"] if w["role"] == "expert")
+            stream = stream_of(client, 300)
+            got = [token for _ in range(5) for token in next(stream)]
+            heard: list[str] = []
+            listening = threading.Thread(target=lambda: heard.append(_over_http(cluster.http_port)))
+            listening.start()
             os.kill(victim["pid"], signal.SIGSTOP)
             _check_dump(client, victim)
+            os.kill(victim["pid"], signal.SIGKILL)
+            wait_until(lambda: client.status()["state"] != "ready", "the status of a dead rank")
+            assert f"rank {victim['rank']} (expert" in client.status()["reason"]
+            with grpc.insecure_channel(target) as channel:
+                answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING, "requests are taken, and wait"
+            late = client.generate([5, 6, 7], max_tokens=300, temperature=0.0, ignore_eos=True)
+            assert list(late[0].token_ids) == wanted
+            assert got + [token for part in stream for token in part] == wanted
+            listening.join(PATIENCE)
+            assert heard == [spoken]
+            status = client.status(events=True)
+        assert status["state"] == "ready"
+        workers = {w["rank"]: w for w in status["workers"]}
+        assert workers[victim["rank"]]["pid"] != victim["pid"]
+        assert {w["state"] for w in workers.values()} == {"ready"}
+        kinds = [event["kind"] for event in status["events"]]
+        assert kinds.count("recovered") == 1
+
+
+def _over_http(port: int) -> str:
+    """The text of a stream, as an OpenAI client asks for it."""
+    body = {"prompt": [5, 6, 7], "max_tokens": 300, "temperature": 0, "ignore_eos": True, "stream": True}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    text = ""
+    with urllib.request.urlopen(request, timeout=PATIENCE) as stream:
+        for line in stream:
+            if line.startswith(b"data: {"):
+                text += json.loads(line[6:])["choices"][0]["text"]
+    return text
+
+
+@pytest.mark.slow
+def test_killed_attention_rank(start_cluster: Starter, tmp_path: Path) -> None:
+    folder = checkpoints.make("qwen2_moe", tmp_path)
+    with start_cluster(folder, attention_workers=1, expert_workers=2) as cluster:
+        target = f"127.0.0.1:{cluster.grpc_port}"
+        with Client(target, retries=Retries(attempts=1)) as client:
+            victim = next(w for w in client.status()["workers"] if w["role"] == "attention")
+            stream = stream_of(client, 900)
+            next(stream)
             os.kill(victim["pid"], signal.SIGKILL)
             with pytest.raises(CallError) as caught:
                 for _ in stream:

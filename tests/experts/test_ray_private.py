@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray._private import parameter, ray_constants, services
+from ray._private import parameter, ray_constants, services, worker
 from ray.serve._private import api as serve_api
 from ray.serve._private import client as serve_client
 from ray.serve._private import replica as serve_replica
@@ -26,6 +26,17 @@ def test_workers_path_is_this_process_s_and_takes_no_current_folder() -> None:
     job = ray_private.our_path()
     job._py_driver_sys_path.extend([os.getcwd()])  # as ray.init does
     assert list(job._get_proto_job_config().py_driver_sys_path) == sys.path[::-1]
+
+
+def test_what_ray_prints_of_dead_workers_goes_to_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    before = worker.print_to_stdstream
+    assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
+    try:
+        ray_private.log_what_it_prints()
+        worker.print_to_stdstream({"lines": ["A worker died"], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    finally:
+        worker.print_to_stdstream = before
+    assert not capsys.readouterr().out
 
 
 def test_agents_get_ports_while_ray_starts() -> None:

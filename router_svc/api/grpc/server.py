@@ -10,6 +10,7 @@ from router_svc.api.admin import AdminBackend
 from router_svc.api.grpc.admin import AdminServicer
 from router_svc.api.grpc.errors import DecodeErrors
 from router_svc.api.grpc.inference import InferenceServicer
+from router_svc.api.limits import SERVING
 from router_svc.api.service import Service
 from router_svc.proto import tokenyard_pb2 as pb
 from router_svc.proto import tokenyard_pb2_grpc as rpc
@@ -58,7 +59,7 @@ class GrpcServer:
     async def show_state(self, state: str) -> None:
         """Tell health checks whether requests are served."""
         serving = health_pb2.HealthCheckResponse.SERVING
-        answer = serving if state == "ready" else health_pb2.HealthCheckResponse.NOT_SERVING
+        answer = serving if state in SERVING else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", *_NAMES):
             await self._health.set(name, answer)
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from router_svc.api.admin import AdminBackend
 from router_svc.api.calls import ApiError, shortened
-from router_svc.api.limits import retry_hint
+from router_svc.api.limits import SERVING, retry_hint
 from router_svc.api.openai.answers import STATUS, api_error_object, error_object
 from router_svc.api.openai.bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse
 from router_svc.api.openai.edge import with_edge
@@ -69,8 +69,8 @@ class HttpFace:
 
     async def health(self, request: Request) -> Response:
         state, reason = self._service.state()
-        if state == "ready":
-            return JSONResponse({"status": "ready"})
+        if state in SERVING:
+            return JSONResponse({"status": state})
         return JSONResponse({"status": state, "reason": reason}, 503, _retry_after(retry_hint(state)))
 
     async def version(self, request: Request) -> Response:

@@ -165,7 +165,7 @@ def test_a_group_that_does_not_come_together_changes_nothing(nodes: list[Node]) 
         nodes[0].build(after, deadline=0.3)
     nodes[1].offer(after)  # told that it is not in it
     for node in nodes:
-        node.exchange.drop_epoch()
+        node.exchange.drop_epoch(2)
     headers = together(*(node.step for node in nodes))
     assert {(h.epoch, h.stop) for h in headers} == {(1, False)}
     later = membership(3, 0, 2, 3)
