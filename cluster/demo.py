@@ -1,6 +1,9 @@
-"""`make demo`: the main job on the small model. Starts 1 attention and 2 expert actors, streams answers, checks them."""
+"""`make demo`: the main job on the small model. Starts 1 attention and 2 expert actors, streams answers, checks them, and
+kills an expert actor in the middle of the last one."""
 
 import json
+import os
+import signal
 import sys
 import time
 import urllib.request
@@ -33,11 +36,17 @@ QUESTIONS = (
     Question('/think Reverse "token".', "nekot"),
 )
 
+_KILLED_AFTER = 8  # parts of the answer
+_SPARE = 64  # slots: as many as experts, so that each expert has a copy on both ranks
+
 
 def main() -> int:
     """Run the demo; 0 when every answer was right."""
     started = time.monotonic()
-    config = replace(ServeConfig(), grpc_port=0, http_port=0, dtype="float32", served_model_name="tokenyard-demo")
+    config = replace(
+        ServeConfig(), grpc_port=0, http_port=0, dtype="float32", served_model_name="tokenyard-demo",
+        num_redundant_experts=_SPARE,
+    )  # fmt: skip
     plan = make_plan(checkpoint_path(), config)
     with RayCluster(Orders(plan)) as cluster:
         print("starting Ray, 1 attention actor and 2 expert actors with the small model ...", flush=True)
@@ -49,6 +58,7 @@ def main() -> int:
             right = [_ask(client, question) for question in QUESTIONS]
             right.append(_ask_http(cluster.http_port, Question("/think 123 + 989", "1112")))
             _show_load(client)
+            right.append(_ask_beside_a_death(client, QUESTIONS[0]))
     print(f"{sum(right)} of {len(right)} answers right, {time.monotonic() - started:.1f} s in all")
     return 0 if all(right) else 1
 
@@ -67,6 +77,28 @@ def _ask(client: Client, question: Question) -> bool:
     seconds = time.monotonic() - start
     print(f"\n  answer {content.strip()}: {_verdict(content, question)}; "
           f"first token after {1000 * first:.0f} ms, {tokens / seconds:.0f} tokens/s\n", flush=True)  # fmt: skip
+    return content.strip() == question.answer
+
+
+def _ask_beside_a_death(client: Client, question: Question) -> bool:
+    """Stream an answer, and kill the process of an expert rank after some tokens; whether the answer is right."""
+    victim = next(worker for worker in client.status()["workers"] if worker["role"] == "expert")
+    print(
+        f"> {question.text}   (gRPC; the process of rank {victim['rank']}, which holds experts, is killed)", flush=True
+    )
+    content, gaps, last = "", [], time.monotonic()
+    for number, delta in enumerate(client.chat_stream(question.text, max_tokens=400, temperature=0.0)):
+        if number == _KILLED_AFTER:
+            os.kill(victim["pid"], signal.SIGKILL)
+        gaps.append(time.monotonic() - last)
+        last = time.monotonic()
+        content += delta.content
+        _show(delta.reasoning, delta.content, first_content=bool(delta.content) and content == delta.content)
+    pause = max(gaps[_KILLED_AFTER:], default=0.0)
+    print(
+        f"\n  answer {content.strip()}: {_verdict(content, question)}; the longest pause took {1000 * pause:.0f} ms\n",
+        flush=True,
+    )
     return content.strip() == question.answer
 
 
