@@ -30,6 +30,7 @@ TOPOLOGIES = {
     "2+2": {"attention_workers": 2, "expert_workers": 2},
     "colocated2": {"attention_workers": 2, "colocate": True},
 }
+_OTHERS = {"1+3": {"attention_workers": 1, "expert_workers": 3}}  # not for every test of all topologies
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class ThreadCluster:
 def plan_for(folder: Path, topology: str, **options: object) -> ServePlan:
     """A float32 plan of a topology, not balanced by itself; ports are not checked."""
     fixed = {"dtype": "float32", "max_num_batched_tokens": 192, "enable_eplb": False}
-    config = ServeConfig(**{**fixed, **TOPOLOGIES[topology], **options})  # type: ignore[arg-type]
+    config = ServeConfig(**{**fixed, **(TOPOLOGIES | _OTHERS)[topology], **options})  # type: ignore[arg-type]
     return make_plan(folder, config, check_ports=False, check_text=False)
 
 

@@ -34,10 +34,10 @@ def test_killed_expert_rank(start_cluster: Starter, tmp_path: Path) -> None:
     with start_cluster(folder, attention_workers=1, expert_workers=2) as cluster:
         target = f"127.0.0.1:{cluster.grpc_port}"
         with Client(target, retries=Retries(attempts=1)) as client:
-            wanted = [token for part in stream_of(client, 300) for token in part]
+            wanted = [token for part in stream_of(client, 150) for token in part]
             spoken = _over_http(cluster.http_port)
             victim = next(w for w in client.status()["workers"] if w["role"] == "expert")
-            stream = stream_of(client, 300)
+            stream = stream_of(client, 150)
             got = [token for _ in range(5) for token in next(stream)]
             heard: list[str] = []
             listening = threading.Thread(target=lambda: heard.append(_over_http(cluster.http_port)))
@@ -50,7 +50,7 @@ def test_killed_expert_rank(start_cluster: Starter, tmp_path: Path) -> None:
             with grpc.insecure_channel(target) as channel:
                 answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
                 assert answer.status == health_pb2.HealthCheckResponse.SERVING, "requests are taken, and wait"
-            late = client.generate([5, 6, 7], max_tokens=300, temperature=0.0, ignore_eos=True)
+            late = client.generate([5, 6, 7], max_tokens=150, temperature=0.0, ignore_eos=True)
             assert list(late[0].token_ids) == wanted
             assert got + [token for part in stream for token in part] == wanted
             listening.join(PATIENCE)
@@ -66,7 +66,7 @@ def test_killed_expert_rank(start_cluster: Starter, tmp_path: Path) -> None:
 
 def _over_http(port: int) -> str:
     """The text of a stream, as an OpenAI client asks for it."""
-    body = {"prompt": [5, 6, 7], "max_tokens": 300, "temperature": 0, "ignore_eos": True, "stream": True}
+    body = {"prompt": [5, 6, 7], "max_tokens": 150, "temperature": 0, "ignore_eos": True, "stream": True}
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
     )
