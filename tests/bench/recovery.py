@@ -128,8 +128,15 @@ def _kill(client: Client, count: int, quiet: Round, undisturbed: float) -> dict[
         "pause": round(max(found.gaps.values()) - undisturbed, 3), "failed": len(failed), "different": len(different),
         "back": round(ended - killed, 2),
     }  # fmt: skip
-    print(json.dumps(row), failed[:1], flush=True)
+    print(json.dumps(row), failed[:1], [_first_other(n, found, quiet) for n in different], flush=True)
     return row
+
+
+def _first_other(number: int, found: Round, quiet: Round) -> str:
+    """Where a stream began to differ."""
+    pairs = zip(found.answers[number], quiet.answers[number], strict=False)
+    at, (got, wanted) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    return f"stream {number}, {'sampled' if number % 2 else 'greedy'}: token {at} is {got}, undisturbed {wanted}"
 
 
 def _events(client: Client) -> list[dict[str, Any]]:
