@@ -311,9 +311,7 @@ class Cell:
             for seat in found.seats:
                 self._watch.watch(seat)
             if not self._recovery.lost:
-                await balancer.recovered(
-                    found.epoch, found.seats, found.placement, found.policy, found.placement.version
-                )
+                await balancer.recovered(found.epoch, found.seats, found.placement, found.policy)
                 await self._changed()
             for rank in found.masked:
                 work = self._return(rank, found.base)

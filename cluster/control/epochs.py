@@ -1,7 +1,8 @@
 """Epochs: runs the epoch machine for a cell. Calls the ranks as it says and brings it what came of that."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 from cluster.state.roster import Seat
 from experts.background import join_task
@@ -31,22 +32,24 @@ BuildEnd = Callable[[Seat, int], Awaitable[None]]  # has a rank build its end of
 
 
 class ChangeFailed(Exception):
-    """An attempt to enter an epoch ended without it; the text says why.
-
-    silent: ranks that did not answer when they were asked to forget it
-    broken: the epoch before is gone, too
-    """
+    """An attempt to enter an epoch ended without it; the text says why. silent: ranks that did not answer when they were
+    asked to forget it."""
 
     def __init__(self, void: Void) -> None:
         super().__init__(f"epoch {void.number} was not entered: {void.why}")
-        self.silent, self.broken = void.silent, void.broken
+        self.silent = void.silent
+        self._void = void
+
+    def __reduce__(self) -> tuple[type["ChangeFailed"], tuple[Void]]:
+        return (type(self), (self._void,))  # crosses processes whole
 
 
 class Epochs:
     """Lives in the supervisor's event loop; one attempt at a time, further ones wait."""
 
     def __init__(self) -> None:
-        self._machine = EpochMachine(Limits(DEADLINES.build, DEADLINES.enter, DEADLINES.suspend))
+        limits = Limits(DEADLINES.needed, DEADLINES.build, DEADLINES.enter, DEADLINES.suspend)
+        self._machine = EpochMachine(limits)
         self._turn = asyncio.Lock()
         self._news: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -128,8 +131,8 @@ class _Attempt:
         for call in self._calls:
             call.cancel()
 
-    def _begin(self, name: str, work: Awaitable[None]) -> None:
-        self._calls.append(join_task(name, work))  # type: ignore[arg-type]
+    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self._calls.append(join_task(name, work))
 
     async def _build_end(self, number: int, rank: int) -> None:
         try:

@@ -68,14 +68,13 @@ class Mover:
 
     def __init__(
         self, seats: Sequence[Seat], placement: Placement, policy: SplitPolicy, limits: MoveLimits, note: Note,
-        know: Callable[[Placement], None], newest: int = 0,
+        know: Callable[[Placement], None],
     ) -> None:  # fmt: skip
-        """newest: version ever offered, where that is not `placement`'s."""
         self.placement, self.policy = placement, policy
         self.fetched = 0
         self.over = False  # nothing more is offered, and what others stage is left alone
         self._limits, self._note, self._know = limits, note, know
-        self._newest = max(newest, placement.version)  # ever offered
+        self._newest = placement.version  # ever offered
         self._digests: dict[tuple[int, int], bytes] = {}  # checksums of (layer, expert)
         self._pending: tuple[Placement, SplitPolicy] | None = None  # offered, and not known to be in use
         self.meet(seats)

@@ -199,16 +199,12 @@ class Balancer:
         """A rank was lost: no placement is offered from now on, until the others are in another epoch."""
         self._mover.stop()
 
-    async def recovered(
-        self, epoch: int, seats: Sequence[Seat], placement: Placement, policy: SplitPolicy, newest: int
-    ) -> None:
-        """Epoch `epoch` runs after a loss, of these members, under a placement that no mover offered. newest: version ever
-        offered. What moved when the loss came is forgotten."""
-        last, self._mover = (
-            self._mover,
-            Mover(seats, placement, policy, self._settings.moves, self._note, self._know, newest),
-        )
-        self._mover.fetched = last.fetched
+    async def recovered(self, epoch: int, seats: Sequence[Seat], placement: Placement, policy: SplitPolicy) -> None:
+        """Epoch `epoch` runs after a loss, of these members, under a placement that no mover offered, and whose version is
+        the newest one. What moved when the loss came is forgotten."""
+        fetched = self._mover.fetched
+        self._mover = Mover(seats, placement, policy, self._settings.moves, self._note, self._know)
+        self._mover.fetched = fetched
         self.state, self.reason = ("ok", "") if self._settings.enabled else ("off", self._settings.off)
         self.losses += 1
         self._experts = [seat for seat in self._experts if seat in seats]

@@ -1,12 +1,13 @@
 """EpochMachine: how members get from one epoch into the next, whatever the cause: the first one, a planned change, a loss.
 
-An attempt is proposed, then ready (all members have built the group), then entered (all have begun a step of it), or it
-is void. Numbers are never used twice. Every wait has a deadline. Events in, actions out, `now` an argument: whoever runs
-it does what it says and brings what came of it.
+An attempt to enter an epoch is in one of these states: proposed (members build the group), ready (all have built it, and
+begin steps), dropping (members are asked to forget it). It ends with `Enter`, when all have begun a step, or with `Void`.
+Numbers are never used twice, and every wait has a deadline. The machine gets events and returns actions; its caller does
+the actions and reports their results as events. The time is an argument.
 
-A planned attempt runs beside the epoch before, so giving it up needs the members' word: in the header in which all say
-that they are ready, they go over. A member answers `Dropped` once no header of its can lead there any more, or has `Began`.
-An attempt without an epoch before it is simply left: its members are suspended before the next one is proposed.
+A planned attempt is made while the epoch before runs, and members enter it by themselves in the header in which all say that
+they are ready. So it can only be given up by asking every member: it answers `Dropped` when it can't enter any more, or
+`Began` when it has entered. Without an epoch before, nobody needs to be asked: members are suspended before the next attempt.
 """
 
 from collections.abc import Sequence
@@ -91,16 +92,11 @@ class Enter(NamedTuple):
 
 
 class Void(NamedTuple):
-    """The attempt's end: not all are in the epoch, or ever will be.
-
-    silent: who did not answer when asked to forget it
-    broken: the epoch before is gone as well, since a member of it was lost or some have left it
-    """
+    """The attempt's end: not all are in the epoch, or ever will be. silent: who did not answer when asked to forget it."""
 
     number: int
     why: str
     silent: frozenset[int] = frozenset()
-    broken: bool = False
 
 
 Event = Propose | Built | NotBuilt | Began | Dropped | Lost | Broke
@@ -109,8 +105,10 @@ Action = Build | Look | Drop | Enter | Void
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds. build: for all to build; enter: for all to begin a step then; drop: for all to forget it."""
+    """Seconds. first: for all to build the group of the first epoch, while everything starts; build: of a later one;
+    enter: for all to begin a step then; drop: for all to forget it."""
 
+    first: float
     build: float
     enter: float
     drop: float
@@ -163,7 +161,7 @@ class EpochMachine:
             if not attempt.planned:
                 return []
             attempt.why = "the epoch before it broke"
-            return self._void(attempt, broken=True)
+            return self._void(attempt)
         if event.number != attempt.number:
             return []  # of an attempt that ended
         match event:
@@ -182,9 +180,13 @@ class EpochMachine:
     def _propose(self, now: float, event: Propose) -> list[Action]:
         self.number += 1
         self.attempt = Attempt(
-            self.number, event.members, event.planned, event.asked, now + self._limits.build, waiting=set(event.asked)
+            self.number, event.members, event.planned, event.asked, now + self._to_build, waiting=set(event.asked)
         )
         return [Build(self.number, event.asked, event.planned)]
+
+    @property
+    def _to_build(self) -> float:
+        return self._limits.build if self.members else self._limits.first
 
     def _all_built(self, now: float, attempt: Attempt) -> list[Action]:
         if attempt.waiting:
@@ -208,7 +210,7 @@ class EpochMachine:
     def _all_dropped(self, attempt: Attempt) -> list[Action]:
         if attempt.waiting:
             return []
-        return self._void(attempt, broken=bool(attempt.began))
+        return self._void(attempt)
 
     def _lost(self, now: float, attempt: Attempt, rank: int) -> list[Action]:
         if rank not in attempt.asked:
@@ -216,7 +218,7 @@ class EpochMachine:
         why = f"rank {rank} was lost"
         if rank in self.members or not attempt.planned:
             attempt.why = why
-            return self._void(attempt, broken=True)
+            return self._void(attempt)
         attempt.asked -= {rank}
         if attempt.state == "dropping":
             attempt.waiting.discard(rank)
@@ -226,7 +228,7 @@ class EpochMachine:
     def _give_up(self, now: float, attempt: Attempt, why: str) -> list[Action]:
         attempt.why = why
         if not attempt.planned:
-            return self._void(attempt, broken=True)
+            return self._void(attempt)
         attempt.state, attempt.deadline = "dropping", now + self._limits.drop
         attempt.waiting = set(attempt.asked - attempt.began)
         return [Drop(attempt.number, frozenset(attempt.asked)), *self._all_dropped(attempt)]
@@ -235,12 +237,12 @@ class EpochMachine:
         ranks = ", ".join(map(str, sorted(attempt.waiting)))
         match attempt.state:
             case "proposed":
-                return self._give_up(now, attempt, f"not built within {self._limits.build:g} s by ranks {ranks}")
+                return self._give_up(now, attempt, f"not built within {self._to_build:g} s by ranks {ranks}")
             case "ready":
                 return self._give_up(now, attempt, f"no step begun within {self._limits.enter:g} s by ranks {ranks}")
-        return self._void(attempt, broken=bool(attempt.began))
+        return self._void(attempt)
 
-    def _void(self, attempt: Attempt, broken: bool) -> list[Action]:
+    def _void(self, attempt: Attempt) -> list[Action]:
         self.attempt = None
         silent = frozenset(attempt.waiting) if attempt.state == "dropping" else frozenset()
-        return [Void(attempt.number, attempt.why, silent, broken)]
+        return [Void(attempt.number, attempt.why, silent)]

@@ -35,9 +35,10 @@ class Pause:
             beside()
 
     def held(self, seconds: float) -> bool:
-        """Whether the step thread waits here, within `seconds`."""
+        """Whether the step thread waits here, within `seconds`; at once where it never will."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._held, seconds) and not self._over
+            self._changed.wait_for(lambda: self._held or self._over, seconds)
+            return self._held and not self._over
 
     def release(self) -> None:
         """The rank is in another epoch: the step thread goes on."""

@@ -245,7 +245,7 @@ class Worker:
         exchange.close()
         self.bell.ring((exchange.epoch, _NEVER_RUN))  # a loop that sleeps finds the group closed
         if not self._pause.held(seconds):
-            raise RankLost(exchange.epoch, -1, f"the step thread has not stopped within {seconds:g} s")
+            raise RankLost(exchange.epoch, -1, f"the step thread has ended, or not stopped within {seconds:g} s")
         return Standing(exchange.epoch, exchange.version, exchange.newest)
 
     def recover(self, record: EpochRecord, base: int, placement: Placement, policy: SplitPolicy) -> None:
@@ -351,5 +351,8 @@ class Worker:
                 )
 
     def _run(self, body: StepBody, ended: Callable[[str], None]) -> None:
-        body.run()
+        try:
+            body.run()
+        finally:
+            self._pause.end()
         ended(body.lost)

@@ -45,13 +45,13 @@ async def history(world: World) -> None:
     loop = asyncio.get_running_loop()
     await cell.start()
     if world.seed % 3 == 0:  # deadlines that are missed by ranks that do well
-        cell._epochs._machine._limits = Limits(rng.choice([0.3, 3.0]), rng.choice([0.05, 0.4]), 15.0)
+        cell._epochs._machine._limits = Limits(60.0, rng.choice([0.3, 3.0]), rng.choice([0.05, 0.4]), 15.0)
     acting: set[asyncio.Task[None]] = set()
     while loop.time() < SECONDS:
         await asyncio.sleep(rng.choice([0.0, 0.05, 0.5, 2.0]))
         act = rng.choice([_kill, _kill, _release, _admit, _move])
         acting.add(asyncio.ensure_future(_tried(act, world)))
-    cell._epochs._machine._limits = Limits(15.0, 10.0, 15.0)
+    cell._epochs._machine._limits = Limits(60.0, 15.0, 10.0, 15.0)
     while acting:
         _, acting = await asyncio.wait(acting, timeout=100)
     for _ in range(80):
