@@ -31,6 +31,7 @@ from router_svc.models.weights import WeightLoader, as_stored
 log = logging.getLogger(__name__)
 BLOCK_SIZE = 16  # tokens
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_FEWER_RANKS = "one for each rank, or --expert-workers 0 for all in one process"
 _KV_SHARE = 0.1  # of free memory, where nothing is said
 
 
@@ -102,7 +103,7 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True, check
     if check_text:
         _say_ignored(folder / "generation_config.json", ignored_generation_keys(folder, spec))
         TextStack.load(folder, spec, config.reasoning_parser, config.chat_template)
-    device = _device(config.device)
+    device = _device(config)
     dtype = _dtype(config.dtype, spec, device)
     max_len = _max_model_len(config, spec)
     placement = _placement(config, spec)
@@ -188,10 +189,21 @@ def _seats(config: ServeConfig) -> tuple[Member, ...]:
     return tuple(experts + [Member(config.experts + a, "attention") for a in range(config.attention_workers)])
 
 
-def _device(wanted: str) -> str:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device", "one, or --device cpu", "--device")
-    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+def _device(config: ServeConfig) -> str:
+    """Where ranks hold tensors: on a GPU of their own each, or all on the CPU."""
+    ranks = len(_seats(config))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() and config.device != "cpu" else 0
+    if gpus >= ranks:
+        return "cuda"
+    if config.device == "cuda":
+        if gpus == 0:
+            raise UserError("no CUDA device", "one, or --device cpu", "--device")
+        raise UserError(f"{gpus} of the {ranks} GPUs that {ranks} ranks take", _FEWER_RANKS, "--device cuda")
+    if gpus > 0:
+        log.warning(
+            "%d ranks take %d GPUs and here are %d: the CPU is used; expected %s", ranks, ranks, gpus, _FEWER_RANKS
+        )
+    return "cpu"
 
 
 def _dtype(wanted: str, spec: ModelSpec, device: str) -> torch.dtype:

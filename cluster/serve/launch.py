@@ -115,6 +115,8 @@ class RayCluster:
     def _start_supervisor(self) -> Awaitable[None]:
         self._go_on()
         self._session.start()
+        if self.plan.device == "cuda":
+            self._session.check_gpus(len(self.plan.seats))
         self._go_on()
         self.supervisor = remote.start(
             Supervisor, self._orders, self.namespace, self._session.log_folder, options=self._options("supervisor", 256)

@@ -56,6 +56,14 @@ class RaySession:
             return ray_private.log_folder()
         return str(self._folder or "")
 
+    def check_gpus(self, wanted: int) -> None:
+        """Refuse to wait for GPUs that this Ray does not have. Raises UserError."""
+        found = (ray.cluster_resources() if self.private else ray.available_resources()).get("GPU", 0.0)
+        if found < wanted:
+            raise UserError(
+                f"{found:g} free GPUs in Ray", f"{wanted}, one for each rank, or --device cpu", "--device cuda"
+            )
+
     def end(self, clean: bool) -> None:
         """Leave a Ray that is there, end a private one. clean: its folder with the logs goes too."""
         if self._connected:

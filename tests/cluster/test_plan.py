@@ -31,6 +31,26 @@ def test_memory_is_checked_with_the_numbers(folder: Path) -> None:
         make_plan(folder, replace(CONFIG, kv_cache_memory_bytes=1 << 45), check_ports=False, check_text=False)
 
 
+def test_gpus_are_counted(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Ray would wait for ever for the second one."""
+
+    def device(wanted: str, expert_workers: int, gpus: int) -> str:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        config = replace(CONFIG, device=wanted, expert_workers=expert_workers)
+        return make_plan(folder, config, check_ports=False, check_text=False).device
+
+    assert device("auto", 0, 1) == device("cuda", 0, 1) == device("auto", 2, 3) == "cuda"
+    assert device("cpu", 2, 3) == device("auto", 2, 0) == "cpu"
+    assert not caplog.records
+    assert device("auto", 2, 1) == "cpu"
+    assert "3 ranks take 3 GPUs and here are 1" in caplog.text
+    with pytest.raises(UserError, match="1 of the 3 GPUs that 3 ranks take, expected one for each rank, or --expert"):
+        device("cuda", 2, 1)
+    with pytest.raises(UserError, match="no CUDA device"):
+        device("cuda", 2, 0)
+
+
 def test_processes_are_checked_before_torch_takes_memory() -> None:
     with pytest.raises(UserError, match=r"GiB of free memory, expected 1600\.78 GiB \(processes 1600\.78\)"):
         check_processes(ServeConfig(attention_workers=4096, expert_workers=2))
