@@ -104,10 +104,11 @@ class Ranks:
     def __init__(self, folder: Path, topology: str, device: str = "cpu", **options: Any) -> None:
         attention, experts = _TOPOLOGIES[topology]
         config = ServeConfig(
-            dtype="float32", max_num_batched_tokens=192, enable_eplb=False, device=device,
+            dtype="float32", max_num_batched_tokens=192, enable_eplb=False, device="cpu",
             attention_workers=attention, expert_workers=experts, **options,
         )  # fmt: skip
-        self.plan = make_plan(folder, config, check_ports=False, check_text=False)
+        plan = make_plan(folder, config, check_ports=False, check_text=False)
+        self.plan = replace(plan, device=device)  # `serve` would want a GPU for each rank
         self.store = open_store("127.0.0.1")
         self._answers: queue.SimpleQueue[Event] = queue.SimpleQueue()
         orders = Orders(self.plan)
