@@ -32,6 +32,13 @@ class ServeConfig:
     num_redundant_experts: int = option(
         0, "Spare slots per layer over all expert ranks, filled with replicas.", 0, 1 << 20
     )
+    min_copies: int | None = option(
+        None,
+        "Ranks (nodes, where there are several) that hold each expert, where slots allow. "
+        "Default: 2 with as many spare slots as experts, else 1.",
+        1,
+        1024,
+    )
     device: str = option("auto", "Where tensors live.", choices=("auto", "cpu", "cuda"))
     dtype: str = option(
         "auto",

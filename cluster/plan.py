@@ -17,7 +17,7 @@ from experts.crew import most_threads
 from experts.epoch.membership import Member
 from experts.errors import UserError
 from experts.machine import free_memory, own_memory
-from experts.placement import Placement
+from experts.placement import ABSENT, Placement
 from experts.slots.loader import check_experts
 from router_svc.api.calls import ModelInfo
 from router_svc.api.limits import ServiceLimits
@@ -46,8 +46,8 @@ class Balancing:
 @dataclass(frozen=True, slots=True)
 class ServePlan:
     """What a rank or an ingress needs to know to start; picklable. most_threads: of any process, as the machine and the
-    user allow; user_folder: the folder that
-    `serve` was started in, where a policy of the user's own is looked for."""
+    user allow; min_copies: ranks that hold each expert, where slots allow; user_folder: the folder that `serve` was started
+    in, where a policy of the user's own is looked for."""
 
     folder: Path
     spec: ModelSpec
@@ -60,6 +60,7 @@ class ServePlan:
     seats: tuple[Member, ...]
     most_threads: int
     balancing: Balancing = Balancing(False)
+    min_copies: int = 1
     user_folder: str = ""
 
     @property
@@ -146,6 +147,7 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True, check
         _seats(config),
         most_threads(),
         balancing,
+        _min_copies(config, placement),
         user_folder(),
     )
 
@@ -236,6 +238,24 @@ def _placement(config: ServeConfig, spec: ModelSpec) -> Placement:
         return placement
     slots = -(-(experts.experts + config.num_redundant_experts) // ranks)
     return Placement.first(experts.moe_layers, experts.experts, ranks, slots)
+
+
+def _min_copies(config: ServeConfig, placement: Placement) -> int:
+    """Ranks that are to hold each expert. Raises UserError for more than there are slots or ranks for."""
+    slots = int((placement.slot_expert[0] != ABSENT).sum())
+    if config.min_copies is None:
+        return 2 if placement.ranks >= 2 and slots >= 2 * placement.experts else 1
+    wanted = config.min_copies
+    if placement.ranks < wanted:
+        raise UserError(str(wanted), f"at most {placement.ranks}, the ranks that hold experts", "--min-copies")
+    if slots < wanted * placement.experts:
+        spare = (wanted - 1) * placement.experts
+        raise UserError(
+            f"{wanted} with {slots} slots for {placement.experts} experts",
+            f"--num-redundant-experts {spare}",
+            "--min-copies",
+        )
+    return wanted
 
 
 def _kv_bytes(config: ServeConfig, spec: ModelSpec, dtype: torch.dtype, max_len: int) -> int:

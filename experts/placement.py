@@ -126,6 +126,17 @@ class Placement:
         np.add.at(counts, (layer, self.slot_expert[layer, slot]), 1)
         return counts
 
+    def sole_copies(self) -> dict[int, list[tuple[int, int]]]:
+        """Of each rank that has some, the (layer, expert) pairs that no other rank holds."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        for layer, row in enumerate(self.slot_expert.reshape(self.layers, self.ranks, self.slots_per_rank)):
+            holders = np.zeros((self.ranks, self.experts), dtype=np.bool_)
+            rank, slot = np.nonzero(row >= 0)
+            holders[rank, row[rank, slot]] = True
+            for expert in np.flatnonzero(holders.sum(axis=0) == 1).tolist():
+                found.setdefault(int(holders[:, expert].argmax()), []).append((layer, expert))
+        return found
+
     def copies(self) -> IntArray:
         """[L, E, C] slots that hold each expert, in rising order, padded with -1."""
         counts = self.replicas()

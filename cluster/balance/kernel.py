@@ -33,6 +33,7 @@ class _Problem(ctypes.Structure):
         ("max_moves", ctypes.c_int32),
         ("tried", ctypes.c_int32),
         ("spread", ctypes.c_int32),
+        ("min_copies", ctypes.c_int32),
         ("nanoseconds", ctypes.c_int64),
     )
 
@@ -73,7 +74,7 @@ class LayerPlanner:
         return out
 
     def repair(self, held: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
-        """`held` with a slot for every expert that has no copy on a live rank."""
+        """`held` with the copies on live ranks that the shape wants of every expert, where slots allow."""
         out = held.copy()
         placed = _library().tokenyard_repair(self._at(self._mean, SearchLimits()), out.ctypes.data)
         assert placed >= 0, "the shape was checked to hold all experts"
@@ -101,7 +102,7 @@ class LayerPlanner:
                 self._weight.ctypes.data, self._pace.ctypes.data,
                 None if self._node is None else self._node.ctypes.data,
                 limits.price, limits.far_price, limits.doubt, limits.max_moves, limits.tried, self._shape.spread,
-                int(limits.seconds * 1e9),
+                self._shape.copies_kept(load.shape[1]), int(limits.seconds * 1e9),
             )
         )  # fmt: skip
 

@@ -77,7 +77,8 @@ def greedy_layout(load: FloatArray, shape: ClusterShape) -> npt.NDArray[np.int16
     empty = np.full(shape.slots, EMPTY, dtype=np.int16)
     empty[sorted(shape.absent)] = ABSENT
     one = np.ones(1)
-    return np.stack([LayerPlanner(shape, row[None], one).layout(empty) for row in load])
+    planners = [LayerPlanner(shape, row[None], one) for row in load]
+    return np.stack([planner.repair(planner.layout(empty)) for planner in planners])
 
 
 def plan_next(rows: Rows, shape: ClusterShape, current: Placement, cost: CostModel, limits: PlanLimits) -> Plan:
@@ -100,12 +101,12 @@ def plan_next(rows: Rows, shape: ClusterShape, current: Placement, cost: CostMod
 
 
 def repaired(load: FloatArray, shape: ClusterShape, current: Placement) -> npt.NDArray[np.int16]:
-    """int16 [L, R*S]: `current` without the copies on dead ranks, and a slot for every expert that had no other.
+    """int16 [L, R*S]: `current` without the copies on dead ranks, and with those that every expert must have.
 
-    load: [L, E] mean tokens. Nothing else moves, so only sole copies that were lost are fetched.
+    load: [L, E] mean tokens. Nothing else moves, so only what is missing is fetched.
     """
     table = current.slot_expert.astype(np.int16)
-    if not shape.dead:
+    if not shape.dead and shape.copies_kept(load.shape[1]) == 1:
         return table
     for rank in shape.dead:
         own = table[:, rank * shape.slots_per_rank : (rank + 1) * shape.slots_per_rank]

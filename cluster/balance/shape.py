@@ -17,7 +17,7 @@ class ClusterShape:
 
     ranks_per_node: 0 = all on one; dead: ranks that hold nothing; speeds: relative, empty = all alike; absent: slots of the
     table that a rank does not have, as numbers over all ranks; spread: copies of an expert go to different nodes first;
-    nodes: of each rank, where they are not alike.
+    nodes: of each rank, where they are not alike; min_copies: that every expert keeps, on as many ranks, where slots allow.
     """
 
     ranks: int
@@ -28,6 +28,7 @@ class ClusterShape:
     absent: frozenset[int] = frozenset()
     spread: bool = False
     nodes: tuple[int, ...] = ()
+    min_copies: int = 1
 
     @property
     def slots(self) -> int:
@@ -39,6 +40,10 @@ class ClusterShape:
         """Slots that can hold an expert."""
         gone = {slot for r in self.dead for slot in range(r * self.slots_per_rank, (r + 1) * self.slots_per_rank)}
         return self.slots - len(gone | self.absent)
+
+    def copies_kept(self, experts: int) -> int:
+        """Of min_copies, those that there are slots and live ranks for."""
+        return max(1, min(self.min_copies, self.live_slots // experts, self.ranks - len(self.dead)))
 
     @property
     def pace(self) -> npt.NDArray[np.float64]:
@@ -71,6 +76,8 @@ class ClusterShape:
             raise UserError(str(self.ranks_per_node), "0 (no nodes) or more", "--ranks-per-node")
         if self.speeds and (len(self.speeds) != self.ranks or not all(0 < s < float("inf") for s in self.speeds)):
             raise UserError(",".join(f"{s:g}" for s in self.speeds), f"{self.ranks} numbers above 0", "--speeds")
+        if self.min_copies < 1:
+            raise UserError(str(self.min_copies), "at least 1", "--min-copies")
         if self.live_slots < experts:
             alive = f" on {self.ranks - len(self.dead)} live ranks" if self.dead else ""
             raise UserError(f"{self.live_slots} slots{alive}", f"at least {experts} (one per expert)", "slots")

@@ -33,6 +33,9 @@ PerNode = Annotated[
     typer.Option("--ranks-per-node", metavar="N", help="Experts come from the same node first. 0: all on one."),
 ]
 Spread = Annotated[bool, typer.Option("--spread", help="Copies of an expert go to different nodes first.")]
+MinCopies = Annotated[
+    int, typer.Option("--min-copies", metavar="N", help="Ranks that hold each expert, where slots allow.", min=1)
+]
 Far = Annotated[
     float, typer.Option("--far", metavar="X", help="A fetch from another node costs X fetches from the same.")
 ]
@@ -52,6 +55,7 @@ def plan(
     out: Annotated[Path, typer.Option("--out", metavar="PLACEMENT.npz", help="Where the placement goes.")],
     ranks_per_node: PerNode = 0,
     spread: Spread = False,
+    min_copies: MinCopies = 1,
     current: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--current", metavar="PLACEMENT.npz", help="Go from this one, by moves that pay."),
@@ -77,7 +81,9 @@ def plan(
     layers, experts = trace.loads.shape[1:]
     before = None if current is None else _current(current, ranks, slots_per_rank)
     absent = frozenset() if before is None else frozenset(np.flatnonzero(before.slot_expert[0] == ABSENT).tolist())
-    shape = ClusterShape(ranks, slots_per_rank, ranks_per_node, _dead(dead_ranks), absent=absent, spread=spread)
+    shape = ClusterShape(
+        ranks, slots_per_rank, ranks_per_node, _dead(dead_ranks), absent=absent, spread=spread, min_copies=min_copies
+    )
     shape.check(layers, experts)
     if not trace.loads.any():
         raise UserError("no tokens in any step", "loads of a running model", f"loads file {loads}")

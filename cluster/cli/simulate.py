@@ -28,7 +28,7 @@ from cluster.balance.shape import ClusterShape
 from cluster.balance.trace import LoadTrace
 from cluster.cli.generate import AsJson
 from cluster.cli.lazy import load
-from cluster.cli.plan import Bandwidth, ExpertBytes, Far, Horizon, PerNode, Spread, StepSeconds
+from cluster.cli.plan import Bandwidth, ExpertBytes, Far, Horizon, MinCopies, PerNode, Spread, StepSeconds
 from cluster.simulate.capacity import Load
 from cluster.simulate.exchange import EXCHANGES
 from cluster.simulate.members import check_changes, parse_changes
@@ -73,6 +73,7 @@ def simulate(
     ] = 0.0,
     ranks_per_node: PerNode = 0,
     spread: Spread = False,
+    min_copies: MinCopies = 1,
     step_seconds: StepSeconds = A100_STEP_SECONDS,
     expert_bytes: ExpertBytes = HUNYUAN_EXPERT_BYTES,
     bandwidth: Bandwidth = NVLINK_FREE,
@@ -164,7 +165,7 @@ def simulate(
     experts = table.shape[2]
     whole = steps if actors and steps else len(table)  # actors begin again after the last one
     slots = slots_per_rank if slots_per_rank is not None else -(-experts * 5 // (4 * max(ranks, 1)))
-    shape = ClusterShape(ranks, slots, ranks_per_node, speeds=_speeds(speeds), spread=spread)
+    shape = ClusterShape(ranks, slots, ranks_per_node, speeds=_speeds(speeds), spread=spread, min_copies=min_copies)
     shape.check(table.shape[1], experts)
     changes = parse_changes(leave, join)
     check_changes(changes, shape, table.shape[1], experts, whole)
@@ -175,7 +176,7 @@ def simulate(
         run = load("cluster.simulate.actors")  # Ray, which the plain simulation does without
         settings = run.ActorSettings(
             ranks, slots, tokens, top_k, whole, interval, token_seconds, changes=changes, speeds=shape.speeds,
-            policy_seconds=policy_timeout,
+            policy_seconds=policy_timeout, min_copies=min_copies,
         )  # fmt: skip
         _actors(table, policy or ["none", "tokenyard"], settings, rounds, as_json)
         return

@@ -50,11 +50,17 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"{found['experts_moved']} experts moved in {balancer['seconds']:.1f} s"
             + (f"; {balancer['reason'] or balancer['last']}" if balancer["reason"] or balancer["last"] else "")
         ]
-    return [head, serving, *reason, *moving, *(
+    return [head, serving, *reason, *moving, *_alone(found), *(
         f"rank {w['rank']} {w['role']} {w['state']} pid {w['pid']} on {w['node_ip']}, {memory(w)}, "
         f"{w['slots']} slots, load {w['load']:.3f}"
         for w in found["workers"]
     )]  # fmt: skip
+
+
+def _alone(found: dict[str, Any]) -> list[str]:
+    """A line on the experts whose rank's death streams would wait for; none where there are no copies at all."""
+    layers = [f"layer {one['layer']}: {', '.join(map(str, one['experts']))}" for one in found["sole_experts"]]
+    return [f"experts on one rank only: {'; '.join(layers)}"] if layers else []
 
 
 def first_token(found: dict[str, Any]) -> str:

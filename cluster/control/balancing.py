@@ -33,6 +33,7 @@ async def balancer_of(orders: Orders, seats: Sequence[Seat], events: EventLog, r
         moves=MoveLimits(slot_bytes(plan.spec.experts, plan.dtype)),
         least_pairs=orders.least_pairs,
         interval=config.eplb_interval,
+        min_copies=plan.min_copies,
     )
     policy = await asyncio.to_thread(
         load_policy, config.eplb_policy, "--eplb-policy", plan.user_folder, config.eplb_policy_timeout

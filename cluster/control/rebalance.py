@@ -14,14 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from cluster.balance.cost import CostModel
-from cluster.balance.forecast import forecast, rows_of
-from cluster.balance.loads import History, LoadCollector, StepRow, excess_of
-from cluster.balance.planner import fetches, repaired
+from cluster.balance.loads import History, LoadCollector, StepRow
+from cluster.balance.planner import repaired
 from cluster.balance.policies.base import Policy, PolicyFailed, Situation
-from cluster.balance.policies.registry import ask
-from cluster.balance.score import predicted_excess
 from cluster.balance.shape import ClusterShape
 from cluster.balance.speeds import RankSpeeds
+from cluster.control.decision import Decision, brought, decided
 from cluster.control.mover import InUse, MoveLimits, Mover, Stuck
 from cluster.state.events import EventLog
 from cluster.state.roster import Seat
@@ -29,7 +27,7 @@ from cluster.watch.recorder import Recording
 from cluster.watch.status import BalancerView
 from experts.errors import UserError
 from experts.exchange.split import SplitPolicy
-from experts.placement import IntArray, Placement
+from experts.placement import ABSENT, IntArray, Placement
 from experts.worker.remote import Gone
 
 log = logging.getLogger(__name__)
@@ -43,7 +41,7 @@ _LEAST_ROWS = 4
 @dataclass(frozen=True, slots=True)
 class BalancerSettings:
     """enabled: acts by itself; least_pairs: routed tokens a layer that make a row; interval: rows between plans; off: why
-    it does not act by itself."""
+    it does not act by itself; min_copies: ranks, or nodes, that hold each expert where slots allow."""
 
     enabled: bool
     moves: MoveLimits
@@ -51,27 +49,7 @@ class BalancerSettings:
     interval: int = 20
     horizon: float = 200.0
     off: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What the policy wants. before, after: predicted excess; moves: experts that ranks fetch; cost: s of transfer."""
-
-    placement: Placement
-    before: float
-    after: float
-    moves: int
-    cost: float
-
-    @property
-    def text(self) -> str:
-        """A line."""
-        if not self.moves:
-            return f"no move pays at a predicted excess of {100 * self.before:.1f} %"
-        return (
-            f"{self.moves} experts to move, predicted excess {100 * self.before:.1f} % to {100 * self.after:.1f} %, "
-            f"{1e3 * self.cost:.1f} ms of transfer"
-        )
+    min_copies: int = 1
 
 
 class Counted(NamedTuple):
@@ -129,7 +107,7 @@ class Balancer:
         """For status and metrics."""
         return BalancerView(
             self.state, self.reason, self._policy.name, self.plans, self.last_text, self.rebalances, self.experts_moved,
-            self.rebalance_seconds,
+            self.rebalance_seconds, self.losses,
         )  # fmt: skip
 
     @property
@@ -142,7 +120,9 @@ class Balancer:
         names = [hosts.get(rank, "") for rank in range(self.placement.ranks)]
         nodes = tuple(sorted(set(names)).index(name) for name in names) if len(set(hosts.values())) > 1 else ()
         return ClusterShape(
-            self.placement.ranks, self.placement.slots_per_rank, dead=vacant, speeds=speeds, nodes=nodes
+            self.placement.ranks, self.placement.slots_per_rank, dead=vacant, speeds=speeds, nodes=nodes,
+            absent=frozenset(np.flatnonzero(self.placement.slot_expert[0] == ABSENT).tolist()),
+            spread=self._settings.min_copies > 1, min_copies=self._settings.min_copies,
         )  # fmt: skip
 
     async def run(self) -> None:
@@ -292,7 +272,7 @@ class Balancer:
             async with self.quiet:
                 await self._mover.settle()
                 situation = self._situation()
-            decision = await asyncio.to_thread(_decided, self._policy, situation)
+            decision = await asyncio.to_thread(decided, self._policy, situation)
         self.last_text = decision.text
         return decision, situation
 
@@ -386,13 +366,7 @@ class Balancer:
         _, decision, was = self._judge_at
         self._judge_at = None
         since = self._history.newest(self._settings.interval)
-        rows = rows_of(np.stack([row.loads for row in since]))
-        old, new = (predicted_excess(rows, p, self.shape) for p in (was, self.placement))
-        self._note(
-            "brought",
-            f"excess of the traffic since: {100 * new:.1f} % ({100 * decision.after:.1f} % was predicted), where the "
-            f"placement before would have had {100 * old:.1f} %; counted, small steps included: {100 * excess_of(since):.1f} %",
-        )
+        self._note("brought", brought(decision, was, self.placement, since, self.shape))
 
     def _degrade(self, reason: str) -> None:
         """Balancing does not go on as it should: said once, and shown until it does."""
@@ -403,13 +377,3 @@ class Balancer:
 
     def _note(self, kind: str, text: str) -> None:
         self._events.add(time.time(), kind, text)
-
-
-def _decided(policy: Policy, situation: Situation) -> Decision:
-    """Ask the policy, and judge its answer; blocks. Raises PolicyFailed."""
-    wanted = ask(policy, situation)
-    rows = forecast(situation.history, situation.interval)
-    before = predicted_excess(rows, situation.current, situation.shape)
-    moves = int(fetches(situation.current, wanted).sum())
-    after = predicted_excess(rows, wanted, situation.shape) if moves else before
-    return Decision(wanted, before, after, moves, moves * situation.cost.move_seconds())

@@ -59,8 +59,8 @@ class Supervisor:
     async def status(self, events: bool = False) -> dict[str, Any]:
         """The object of `status --json`; events: with the event log."""
         cell, views = self._cell, await self._cell.views()
-        life, version = cell.life, cell.placement.version
-        found = self._book.status(views, life.epoch, version, life.state, life.reason, cell.balancer_view)
+        life = cell.life
+        found = self._book.status(views, life.epoch, cell.placement, life.state, life.reason, cell.balancer_view)
         return found | ({"events": self._events.entries()} if events else {})
 
     async def dump(self) -> list[ProcessDump]:

@@ -41,7 +41,7 @@ class LocalAdmin:
     async def status(self, events: bool = False) -> dict[str, Any]:
         cell, views = self._cell, await self._cell.views()
         state, reason = self._engines.state()
-        found = self._book.status(views, cell.life.epoch, cell.placement.version, state, reason, cell.balancer_view)
+        found = self._book.status(views, cell.life.epoch, cell.placement, state, reason, cell.balancer_view)
         return found | ({"events": self._events.entries()} if events else {})
 
     async def rebalance(self, dry_run: bool) -> dict[str, Any]:

@@ -24,7 +24,8 @@ WARM = 10  # steps before anything counts
 class ActorSettings:
     """ranks with experts, of slots each; tokens of a step; top_k; token_seconds, floor: of the experts' pace (see
     experts.pace); interval: steps between plans; steps to run; changes: of the ranks that take part; speeds: relative, of
-    each rank, empty = all alike; policy_seconds: that a policy from outside may take to answer."""
+    each rank, empty = all alike; policy_seconds: that a policy from outside may take to answer; min_copies: ranks that hold
+    each expert."""
 
     ranks: int
     slots_per_rank: int
@@ -37,11 +38,13 @@ class ActorSettings:
     changes: tuple[MemberChange, ...] = ()
     speeds: tuple[float, ...] = ()
     policy_seconds: int = 30
+    min_copies: int = 1
 
     @property
     def shape(self) -> ClusterShape:
         """The ranks before the first step."""
-        return ClusterShape(self.ranks, self.slots_per_rank, dead=away_at(self.changes, 0))
+        dead = away_at(self.changes, 0)
+        return ClusterShape(self.ranks, self.slots_per_rank, dead=dead, min_copies=self.min_copies)
 
     def first(self, layers: int, experts: int) -> Placement:
         """The placement to begin with."""
@@ -180,6 +183,8 @@ def _predicted(loads: IntArray, policy: str, settings: ActorSettings, seen: Seen
     changes = tuple(replace(change, step=min(max(step, 1), last)) for change, _, _, step in seen.orders)
     start = settings.first(layers, experts)
     known = ReplaySettings(interval=settings.interval, split="exact", start=start, changes=changes)
-    shape = ClusterShape(settings.ranks, settings.slots_per_rank, speeds=settings.speeds)
+    shape = ClusterShape(
+        settings.ranks, settings.slots_per_rank, speeds=settings.speeds, min_copies=settings.min_copies
+    )
     with closing(load_policy(policy, seconds=settings.policy_seconds)) as judged:
         return replay(loads[steps], shape, judged, known)

@@ -42,7 +42,9 @@ def run_actors(
 ) -> ActorRun:
     """One run on a private Ray. Raises UserError for settings that can't be."""
     _, layers, experts = loads.shape
-    shape = ClusterShape(settings.ranks, settings.slots_per_rank, speeds=settings.speeds)
+    shape = ClusterShape(
+        settings.ranks, settings.slots_per_rank, speeds=settings.speeds, min_copies=settings.min_copies
+    )
     shape.check(layers, experts)
     check_changes(settings.changes, shape, layers, experts, settings.steps)
     load_policy(policy, seconds=settings.policy_seconds).close()
@@ -69,7 +71,7 @@ def _orders(folder: Path, loads: IntArray, policy: str, settings: ActorSettings)
     seats = (*(Member(rank, "expert") for rank in present), Member(settings.ranks, "attention"))
     plan = ServePlan(
         folder, spec, config, "simulation", torch.float32, "cpu", engine, settings.first(layers, experts), seats,
-        most_threads(), Balancing(policy != "none"), user_folder(),
+        most_threads(), Balancing(policy != "none"), settings.min_copies, user_folder(),
     )  # fmt: skip
     return SyntheticOrders(plan, settings.tokens, loads, Pace(settings.token_seconds, settings.floor), settings.speeds)
 

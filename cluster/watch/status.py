@@ -12,6 +12,7 @@ import torch
 
 from experts.epoch.membership import Member
 from experts.exchange.base import ExchangeCounters
+from experts.placement import Placement
 from router_svc.engine.step_loop import EngineStats
 
 IntArray = npt.NDArray[np.int64]
@@ -46,7 +47,8 @@ class RankView:
 
 @dataclass(frozen=True, slots=True)
 class BalancerView:
-    """The balancer at one moment; of a cluster without one, the defaults. seconds: spent moving experts."""
+    """The balancer at one moment; of a cluster without one, the defaults. seconds: spent moving experts;
+    recoveries: epochs entered after a loss."""
 
     state: str = "off"
     reason: str = ""
@@ -56,6 +58,7 @@ class BalancerView:
     rebalances: int = 0
     experts_moved: int = 0
     seconds: float = 0.0
+    recoveries: int = 0
 
 
 class StatusBook:
@@ -106,7 +109,7 @@ class StatusBook:
         self,
         views: Sequence[RankView],
         epoch: int,
-        placement_version: int,
+        placement: Placement,
         state: str,
         reason: str,
         balancer: BalancerView | None = None,
@@ -116,10 +119,11 @@ class StatusBook:
         self.look(views)
         loads = self.loads()
         last, mean = self.balancedness
+        sole = placement.sole_copies()
         return {
             "model": self.model,
             "epoch": epoch,
-            "placement_version": placement_version,
+            "placement_version": placement.version,
             "state": state,
             "reason": reason,
             "workers": [
@@ -132,6 +136,7 @@ class StatusBook:
                     "slots": self._slots if view.member.holds_experts else 0,
                     "load": round(loads.get(view.member.rank, 0.0), 4),
                     "memory_bytes": view.memory_bytes,
+                    "sole_copies": len(sole.get(view.member.rank, ())),
                 }
                 for view in views
             ],
@@ -139,7 +144,7 @@ class StatusBook:
             "balancedness": {"last": round(last, 4), "mean": round(mean, 4)},
             "rebalances": balancer.rebalances,
             "experts_moved": balancer.experts_moved,
-            "recoveries": 0,
+            "recoveries": balancer.recoveries,
             "balancer": {
                 "state": balancer.state,
                 "reason": balancer.reason,
@@ -148,7 +153,18 @@ class StatusBook:
                 "last": balancer.last,
                 "seconds": round(balancer.seconds, 4),
             },
+            "sole_experts": _by_layer(sole, placement),
         }
+
+
+def _by_layer(sole: dict[int, list[tuple[int, int]]], placement: Placement) -> list[dict[str, Any]]:
+    """Experts that one rank alone holds, by layer; none where that is so of all."""
+    layers: dict[int, list[int]] = {}
+    for layer, expert in sorted(pair for pairs in sole.values() for pair in pairs):
+        layers.setdefault(layer, []).append(expert)
+    if sum(map(len, layers.values())) == placement.layers * placement.experts:
+        return []
+    return [{"layer": layer, "experts": experts} for layer, experts in layers.items()]
 
 
 def _serving(engines: Sequence[EngineStats]) -> dict[str, Any]:

@@ -318,7 +318,7 @@ class WatchStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Worker(_message.Message):
-    __slots__ = ("rank", "role", "pid", "node_ip", "state", "slots", "load", "memory_bytes")
+    __slots__ = ("rank", "role", "pid", "node_ip", "state", "slots", "load", "memory_bytes", "sole_copies")
     RANK_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -327,6 +327,7 @@ class Worker(_message.Message):
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SOLE_COPIES_FIELD_NUMBER: _ClassVar[int]
     rank: int
     role: str
     pid: int
@@ -335,7 +336,8 @@ class Worker(_message.Message):
     slots: int
     load: float
     memory_bytes: int
-    def __init__(self, rank: _Optional[int] = ..., role: _Optional[str] = ..., pid: _Optional[int] = ..., node_ip: _Optional[str] = ..., state: _Optional[str] = ..., slots: _Optional[int] = ..., load: _Optional[float] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    sole_copies: int
+    def __init__(self, rank: _Optional[int] = ..., role: _Optional[str] = ..., pid: _Optional[int] = ..., node_ip: _Optional[str] = ..., state: _Optional[str] = ..., slots: _Optional[int] = ..., load: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., sole_copies: _Optional[int] = ...) -> None: ...
 
 class RequestCounts(_message.Message):
     __slots__ = ("running", "waiting")
@@ -354,7 +356,7 @@ class Balancedness(_message.Message):
     def __init__(self, last: _Optional[float] = ..., mean: _Optional[float] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("model", "epoch", "placement_version", "state", "workers", "requests", "balancedness", "rebalances", "experts_moved", "recoveries", "reason", "balancer", "events", "tokens_per_second", "kv_cache_usage", "time_to_first_token")
+    __slots__ = ("model", "epoch", "placement_version", "state", "workers", "requests", "balancedness", "rebalances", "experts_moved", "recoveries", "reason", "balancer", "events", "tokens_per_second", "kv_cache_usage", "time_to_first_token", "sole_experts")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -371,6 +373,7 @@ class Status(_message.Message):
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_USAGE_FIELD_NUMBER: _ClassVar[int]
     TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SOLE_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     epoch: int
     placement_version: int
@@ -387,7 +390,16 @@ class Status(_message.Message):
     tokens_per_second: float
     kv_cache_usage: float
     time_to_first_token: float
-    def __init__(self, model: _Optional[str] = ..., epoch: _Optional[int] = ..., placement_version: _Optional[int] = ..., state: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., requests: _Optional[_Union[RequestCounts, _Mapping]] = ..., balancedness: _Optional[_Union[Balancedness, _Mapping]] = ..., rebalances: _Optional[int] = ..., experts_moved: _Optional[int] = ..., recoveries: _Optional[int] = ..., reason: _Optional[str] = ..., balancer: _Optional[_Union[Balancer, _Mapping]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., tokens_per_second: _Optional[float] = ..., kv_cache_usage: _Optional[float] = ..., time_to_first_token: _Optional[float] = ...) -> None: ...
+    sole_experts: _containers.RepeatedCompositeFieldContainer[SoleExperts]
+    def __init__(self, model: _Optional[str] = ..., epoch: _Optional[int] = ..., placement_version: _Optional[int] = ..., state: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., requests: _Optional[_Union[RequestCounts, _Mapping]] = ..., balancedness: _Optional[_Union[Balancedness, _Mapping]] = ..., rebalances: _Optional[int] = ..., experts_moved: _Optional[int] = ..., recoveries: _Optional[int] = ..., reason: _Optional[str] = ..., balancer: _Optional[_Union[Balancer, _Mapping]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., tokens_per_second: _Optional[float] = ..., kv_cache_usage: _Optional[float] = ..., time_to_first_token: _Optional[float] = ..., sole_experts: _Optional[_Iterable[_Union[SoleExperts, _Mapping]]] = ...) -> None: ...
+
+class SoleExperts(_message.Message):
+    __slots__ = ("layer", "experts")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    experts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layer: _Optional[int] = ..., experts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Balancer(_message.Message):
     __slots__ = ("state", "reason", "policy", "plans", "last", "seconds")

@@ -51,6 +51,21 @@ def test_gpus_are_counted(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog:
         device("cuda", 2, 0)
 
 
+def test_copies_of_each_expert(folder: Path) -> None:
+    def copies(**options: object) -> int:
+        config = replace(CONFIG, **options)  # type: ignore[arg-type]
+        return make_plan(folder, config, check_ports=False, check_text=False).min_copies
+
+    assert copies() == copies(num_redundant_experts=6) == copies(expert_workers=0) == 1
+    assert copies(num_redundant_experts=8) == copies(num_redundant_experts=30) == 2
+    assert copies(num_redundant_experts=8, min_copies=1) == 1
+    assert copies(num_redundant_experts=16, expert_workers=3, min_copies=3) == 3
+    with pytest.raises(UserError, match="found 2 with 14 slots for 8 experts, expected --num-redundant-experts 8"):
+        copies(num_redundant_experts=6, min_copies=2)
+    with pytest.raises(UserError, match="--min-copies: found 3, expected at most 2, the ranks that hold experts"):
+        copies(num_redundant_experts=64, min_copies=3)
+
+
 def test_processes_are_checked_before_torch_takes_memory() -> None:
     with pytest.raises(UserError, match=r"GiB of free memory, expected 1600\.78 GiB \(processes 1600\.78\)"):
         check_processes(ServeConfig(attention_workers=4096, expert_workers=2))

@@ -115,6 +115,21 @@ static int crowds(const state *s, int e, int rank, int besides) {
     return beside && free_node;
 }
 
+// Whether e may lose its copy in `slot`: enough others remain, on enough nodes where copies go to different ones.
+static int may_lose(const state *s, int e, int slot) {
+    const problem *p = s->p;
+    int least = p->min_copies > 1 ? p->min_copies : 1, at = rank_of(s, slot), nodes = 0, beside = 0;
+    if (s->copies[e] <= least) return 0;
+    if (least == 1 || !p->node || !p->spread) return 1;
+    for (int c = 0; c < s->copies[e]; c++) {
+        int r = rank_of(s, s->where[e * p->ranks + c]), seen = 0;
+        beside |= r != at && p->node[r] == p->node[at];
+        for (int b = 0; b < c && !seen; b++) seen = p->node[rank_of(s, s->where[e * p->ranks + b])] == p->node[r];
+        nodes += !seen;
+    }
+    return beside || nodes > least;
+}
+
 // What a change must bring: every expert that comes to a rank is fetched, from its own node or from another.
 static double price_of(const state *s, const candidate *c) {
     const problem *p = s->p;
@@ -198,7 +213,7 @@ static int list_candidates(state *s, const double *promise, int worst, candidate
         for (int slot = r * S; slot < r * S + S; slot++) {
             int f = s->held[slot];
             if (f == ABSENT) continue;
-            if (f == EMPTY || s->copies[f] > 1) {
+            if (f == EMPTY || may_lose(s, f, slot)) {
                 candidate c = {0, 1, {{slot, e}, {0, 0}}};
                 c.promise = scout(s, &c, worst) - price_of(s, &c);
                 if (c.promise > 0) keep_best(best, &count, room, &c);

@@ -28,7 +28,7 @@ static void sink(item *heap, int n, int i) {
     }
 }
 
-// A full layout: copies where tokens per copy are most, then the heaviest copy onto the rank that is least busy, has
+// A full layout: min_copies of each expert, then copies where tokens per copy are most, then the heaviest copy onto the rank that is least busy, has
 // room and no copy of it (with spread, nor a rank of its node, while there is a choice). load: [experts]. Slots that are not
 // ABSENT are filled. Returns 0, or -1 when some expert found no slot or memory ran out.
 int tokenyard_layout(const problem *p, int16_t *held) {
@@ -46,9 +46,10 @@ int tokenyard_layout(const problem *p, int16_t *held) {
     }
     copy = malloc(sizeof(item) * (room > 0 ? room : 1));
     if (!free_slots || !copies || !time || !heap || !copy || room < E) goto out;
-    for (int e = 0; e < E; e++) heap[e] = (item){p->load[e], e}, copies[e] = 1;
+    int least = p->min_copies > 1 ? p->min_copies : 1;
+    for (int e = 0; e < E; e++) heap[e] = (item){p->load[e] / least, e}, copies[e] = least;
     for (int i = E / 2 - 1; i >= 0; i--) sink(heap, E, i);
-    int left = room - E, size = E;
+    int left = room - E * least, size = E;
     while (left > 0 && size > 0) {
         int e = heap[0].expert;
         if (copies[e] >= alive) {  // one more would sit beside another
@@ -92,50 +93,129 @@ out:
     return done;
 }
 
-// Give every expert without a copy on a live rank a slot: an empty one, else the one whose copy is missed least, on the
-// rank that ends up least busy. The rest of the layout stays. load: [experts]. Returns how many were placed, -1 when
-// there are too few slots or no memory.
-int tokenyard_repair(const problem *p, int16_t *held) {
-    int E = p->experts, R = p->ranks, S = p->slots_per_rank, placed = 0;
-    int *copies = calloc(E, sizeof(int));
-    double *time = calloc(R, sizeof(double));
-    item *lost = malloc(sizeof(item) * E);
-    int lost_count = 0;
-    if (!copies || !time || !lost) placed = -1;
-    for (int k = 0; k < R * S && placed == 0; k++)
-        if (held[k] >= 0 && p->pace[k / S] > 0) copies[held[k]]++;
-    for (int k = 0; k < R * S && placed == 0; k++)
-        if (held[k] >= 0 && p->pace[k / S] > 0) time[k / S] += p->load[held[k]] / copies[held[k]] * p->pace[k / S];
-    for (int e = 0; e < E && placed == 0; e++)
-        if (!copies[e]) lost[lost_count++] = (item){p->load[e], e};
-    if (placed == 0) qsort(lost, lost_count, sizeof(item), heavier);
-    for (int i = 0; i < lost_count && placed >= 0; i++) {
-        int best = -1;
-        double least = 0;
-        for (int k = 0; k < R * S; k++) {
-            int f = held[k], r = k / S;
-            if (p->pace[r] <= 0 || f == ABSENT || (f >= 0 && copies[f] < 2)) continue;
-            double freed = f >= 0 ? p->load[f] / copies[f] : 0, spread = f >= 0 ? freed / (copies[f] - 1) : 0;
-            double cost = time[r] + (lost[i].load - freed) * p->pace[r] + spread;
-            if (best < 0 || cost < least) best = k, least = cost;
+// A layout that is repaired. copies: [experts] on live ranks; time: [ranks] where copies share alike.
+typedef struct {
+    const problem *p;
+    int16_t *held;
+    int *copies;
+    double *time;
+} repair;
+
+static int on_rank(const repair *s, int e, int rank) {
+    const int16_t *own = s->held + rank * s->p->slots_per_rank;
+    for (int k = 0; k < s->p->slots_per_rank; k++)
+        if (own[k] == e) return 1;
+    return 0;
+}
+
+static int on_node(const repair *s, int e, int rank) {
+    const problem *p = s->p;
+    for (int r = 0; r < p->ranks; r++)
+        if (p->pace[r] > 0 && p->node[r] == p->node[rank] && on_rank(s, e, r)) return 1;
+    return 0;
+}
+
+// Every rank with a copy of e has so many tokens more, or less.
+static void add_time(const repair *s, int e, double tokens) {
+    const problem *p = s->p;
+    for (int k = 0; k < p->ranks * p->slots_per_rank; k++)
+        if (s->held[k] == e && p->pace[k / p->slots_per_rank] > 0)
+            s->time[k / p->slots_per_rank] += tokens * p->pace[k / p->slots_per_rank];
+}
+
+// Count copies and times. A second copy on a rank levels nothing: its slot becomes empty.
+static void count(repair *s) {
+    const problem *p = s->p;
+    for (int r = 0; r < p->ranks; r++)
+        for (int k = r * p->slots_per_rank; k < (r + 1) * p->slots_per_rank; k++) {
+            int twin = 0;
+            for (int j = r * p->slots_per_rank; j < k && !twin; j++) twin = s->held[j] == s->held[k];
+            if (s->held[k] < 0 || p->pace[r] <= 0) continue;
+            if (twin)
+                s->held[k] = EMPTY;
+            else
+                s->copies[s->held[k]]++;
         }
-        if (best < 0) {
-            placed = -1;
-            break;
+    for (int e = 0; e < p->experts; e++)
+        if (s->copies[e]) add_time(s, e, p->load[e] / s->copies[e]);
+}
+
+static void clear(repair *s, int slot) {
+    int f = s->held[slot];
+    if (f < 0) return;
+    add_time(s, f, -s->p->load[f] / s->copies[f]);
+    s->held[slot] = EMPTY;
+    s->copies[f]--;
+    if (s->copies[f]) add_time(s, f, s->p->load[f] / s->copies[f]);
+}
+
+// Every slot that could be given is on a rank that holds e. Such a rank takes an expert f from a rank without e, whose slot
+// is returned; -1: there is none. There is one if all ranks have as many slots: the first has a slot fewer in use.
+static int make_room(repair *s, int e, int has) {
+    const problem *p = s->p;
+    int slots = p->ranks * p->slots_per_rank;
+    for (int k = 0; k < slots; k++) {
+        int g = s->held[k], to = k / p->slots_per_rank;
+        if (p->pace[to] <= 0 || g == ABSENT || (g >= 0 && s->copies[g] <= has) || g == e) continue;
+        for (int j = 0; j < slots; j++) {
+            int f = s->held[j], from = j / p->slots_per_rank;
+            if (f < 0 || p->pace[from] <= 0 || on_rank(s, e, from) || on_rank(s, f, to)) continue;
+            clear(s, k);
+            s->time[to] += p->load[f] / s->copies[f] * p->pace[to];
+            s->time[from] -= p->load[f] / s->copies[f] * p->pace[from];
+            s->held[k] = (int16_t)f;
+            s->held[j] = EMPTY;
+            return j;
         }
-        int f = held[best], r = best / S;
-        if (f >= 0) {
-            for (int k = 0; k < R * S; k++)
-                if (k != best && held[k] == f && p->pace[k / S] > 0)
-                    time[k / S] += p->load[f] / copies[f] / (copies[f] - 1) * p->pace[k / S];
-            time[r] -= p->load[f] / copies[f] * p->pace[r];
-            copies[f]--;
-        }
-        held[best] = (int16_t)lost[i].expert;
-        copies[lost[i].expert] = 1;
-        time[r] += lost[i].load * p->pace[r];
-        placed++;
     }
-    free(copies), free(time), free(lost);
+    return -1;
+}
+
+// Give e one more copy: in an empty slot, else in the one whose copy is missed least, on the rank that ends up least busy,
+// on a node without one where copies go to different nodes. Who gives a slot has more copies than e gets. 0: no slot.
+static int give(repair *s, int e) {
+    const problem *p = s->p;
+    int best = -1, best_beside = 1, has = s->copies[e] + 1;
+    double least = 0;
+    for (int k = 0; k < p->ranks * p->slots_per_rank; k++) {
+        int f = s->held[k], r = k / p->slots_per_rank;
+        if (p->pace[r] <= 0 || f == ABSENT || (f >= 0 && s->copies[f] <= has) || on_rank(s, e, r)) continue;
+        int beside = p->node && p->spread && on_node(s, e, r);
+        double freed = f >= 0 ? p->load[f] / s->copies[f] : 0, spread = f >= 0 ? freed / (s->copies[f] - 1) : 0;
+        double cost = s->time[r] + (p->load[e] / has - freed) * p->pace[r] + spread;
+        if (best < 0 || beside < best_beside || (beside == best_beside && cost < least))
+            best = k, least = cost, best_beside = beside;
+    }
+    if (best < 0) best = make_room(s, e, has);
+    if (best < 0) return 0;
+    clear(s, best);
+    if (s->copies[e]) add_time(s, e, -p->load[e] / s->copies[e]);
+    s->held[best] = (int16_t)e;
+    s->copies[e] = has;
+    add_time(s, e, p->load[e] / has);
+    return 1;
+}
+
+// Give every expert min_copies copies on live ranks, the first ones first and the heaviest experts first. The rest of the
+// layout stays. load: [experts]. Returns how many were placed, -1 when some expert has no slot or there is no memory.
+int tokenyard_repair(const problem *p, int16_t *held) {
+    int E = p->experts, placed = 0, least = p->min_copies > 1 ? p->min_copies : 1;
+    repair s = {p, held, calloc(E, sizeof(int)), calloc(p->ranks, sizeof(double))};
+    item *few = malloc(sizeof(item) * E);
+    if (!s.copies || !s.time || !few) placed = -1;
+    if (placed == 0) count(&s);
+    for (int has = 0; has < least && placed >= 0; has++) {
+        int found = 0;
+        for (int e = 0; e < E; e++)
+            if (s.copies[e] == has) few[found++] = (item){p->load[e], e};
+        qsort(few, found, sizeof(item), heavier);
+        for (int i = 0; i < found && placed >= 0; i++) {
+            if (give(&s, few[i].expert))
+                placed++;
+            else if (has == 0)
+                placed = -1;
+        }
+    }
+    free(s.copies), free(s.time), free(few);
     return placed;
 }

@@ -22,6 +22,7 @@ typedef struct {
     int32_t max_moves;
     int32_t tried;          // candidates solved in full for a move
     int32_t spread;         // copies of an expert go to different nodes first
+    int32_t min_copies;     // that every expert keeps, on as many ranks
     int64_t nanoseconds;    // stop looking for moves after this
 } problem;
 

@@ -3,7 +3,10 @@
 import os
 from dataclasses import replace
 
+import numpy as np
+
 from cluster.balance.foreign.policy import SECONDS, ForeignPolicy
+from cluster.balance.planner import held_by_rank, repaired
 from cluster.balance.policies.base import Policy, PolicyFailed, Situation
 from cluster.balance.policies.eplb import EplbPolicy
 from cluster.balance.policies.none import NoPolicy
@@ -62,7 +65,18 @@ def ask(policy: Policy, situation: Situation) -> Placement:
         raise PolicyFailed(
             f"experts on rank {away[0]} from policy {policy.name!r}", "none on a rank that is away", "plan"
         )
-    return placement
+    return _with_copies(placement, situation)
+
+
+def _with_copies(placement: Placement, situation: Situation) -> Placement:
+    """With the copies that the shape wants of every expert, which few policies know of."""
+    least = situation.shape.copies_kept(placement.experts)
+    if least == 1 or (held_by_rank(placement, placement.experts).sum(axis=1) >= least).all():
+        return placement
+    table = repaired(situation.history.mean(axis=0), situation.shape, placement).astype(np.int64)
+    if bool((table == situation.current.slot_expert).all()):
+        return situation.current
+    return replace(placement, version=situation.current.version + 1, slot_expert=table)
 
 
 def _read_only(situation: Situation) -> Situation:

@@ -113,13 +113,14 @@ def model_info(info: ModelInfo) -> pb.ModelInfo:
 
 def status_message(status: dict[str, Any]) -> pb.Status:
     """`status --json`'s object as a message."""
-    parts = ("workers", "requests", "balancedness", "balancer", "events")
+    parts = ("workers", "requests", "balancedness", "balancer", "events", "sole_experts")
     plain = {k: v for k, v in status.items() if k not in parts}
     return pb.Status(
         workers=[pb.Worker(**worker) for worker in status["workers"]],
         requests=pb.RequestCounts(**status["requests"]),
         balancedness=pb.Balancedness(**status["balancedness"]),
         balancer=pb.Balancer(**status["balancer"]),
+        sole_experts=[pb.SoleExperts(**layer) for layer in status["sole_experts"]],
         events=[pb.Event(**event) for event in status.get("events", ())],
         **plain,
     )

@@ -46,7 +46,9 @@ def main() -> None:
         loads = rng.poisson(shares * int(rng.integers(0, 4000))).astype(np.int64)
         dead = frozenset(rng.choice(ranks, int(rng.integers(0, max(ranks // 3, 1))), replace=False).tolist())
         speeds = tuple(rng.uniform(0.2, 2, ranks).tolist()) if seed % 2 else ()
-        shape = ClusterShape(ranks, slots, int(rng.integers(0, 4)), dead, speeds)
+        shape = ClusterShape(
+            ranks, slots, int(rng.integers(0, 4)), dead, speeds, spread=seed % 3 == 0, min_copies=1 + seed % 4
+        )
         table = np.full((1, ranks * slots), EMPTY, dtype=np.int64)
         order = rng.permutation(ranks * slots)
         table[0, order[:experts]] = rng.permutation(experts)
