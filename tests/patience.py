@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-PATIENCE = 60.0  # s, for what takes a moment on a quiet machine
+PATIENCE = 150.0  # s, for what takes a moment on a quiet machine
 
 
 def wait_until(seen: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:

@@ -16,7 +16,7 @@ from tests.patience import PATIENCE, wait_until
 
 TOKENYARD = [str(Path(sys.executable).parent / "tokenyard")]
 READY = re.compile(r"grpc (\S+:\d+), http http://\S+:(\d+)")
-START_SECONDS = 240.0  # for a start on Ray beside other programs
+START_SECONDS = 600.0  # for a start on Ray beside other programs
 
 
 @contextmanager

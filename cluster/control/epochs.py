@@ -53,6 +53,11 @@ class Epochs:
         self._turn = asyncio.Lock()
         self._news: asyncio.Queue[Event] = asyncio.Queue()
 
+    @property
+    def number(self) -> int:
+        """The newest that an attempt had."""
+        return self._machine.number
+
     def lost(self, seat: Seat) -> None:
         """A rank's process is gone: an attempt under way that needs it is void."""
         if self._machine.attempt is not None:

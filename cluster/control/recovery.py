@@ -150,7 +150,7 @@ class Recovery:
     async def _hold(self) -> list[Standing] | None:
         """Where every survivor stands; None where another one was found lost."""
         live = self._roster.live
-        got = await asyncio.gather(*(seat.port.suspend() for seat in live), return_exceptions=True)
+        got = await asyncio.gather(*(seat.port.suspend(self._epochs.number) for seat in live), return_exceptions=True)
         standings: list[Standing] = []
         for seat, found in zip(live, got, strict=True):
             if isinstance(found, Standing):

@@ -69,6 +69,13 @@ class DispatchHandle(Protocol):
         """Send back y [N, H] float32, one weighted sum per row of the batch that `wait` returned."""
 
 
+class Meeting(Protocol):
+    """This rank's end of a group that no step uses yet."""
+
+    def close(self) -> None:
+        """Leave it, which its other members notice."""
+
+
 class Exchange(ABC):
     """Moves tokens between the members of one epoch after another. Raises RankLost when a member is gone.
 
@@ -119,14 +126,21 @@ class Exchange(ABC):
         """
 
     @abstractmethod
-    def recover(self, record: EpochRecord, base: int, placement: Placement, policy: SplitPolicy) -> None:
-        """Enter an epoch after the last one broke, while the step thread waits.
+    def meet(self, record: EpochRecord) -> "Meeting":
+        """Build this rank's end of the group of an epoch that follows one that broke; blocks until all members have come.
+
+        `recover` enters it; who does not closes it. Callable from any thread. Raises RankLost.
+        """
+
+    @abstractmethod
+    def recover(self, meeting: "Meeting", base: int, placement: Placement, policy: SplitPolicy) -> None:
+        """Enter the epoch of a meeting, while the step thread waits.
 
         base: the newest placement version that any member used; this rank holds it, and goes to it first where it is behind
         placement: of the new epoch, with a version that was never offered; what this rank holds of it is what it holds
         under `base`; offers newer than `base` are forgotten
 
-        Blocks until all members have come. Raises RankLost; then the step thread goes on waiting.
+        Closes the meeting where it raises.
         """
 
     @abstractmethod

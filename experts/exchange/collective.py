@@ -18,7 +18,7 @@ from experts.dump import StepMoment
 from experts.epoch.agreement import Astray, GoTo, Row, StepHeader, StepWish, agree
 from experts.epoch.membership import EpochRecord, Membership
 from experts.errors import RankLost
-from experts.exchange.base import DispatchHandle, Exchange, ExchangeCounters, ExchangeOrder
+from experts.exchange.base import DispatchHandle, Exchange, ExchangeCounters, ExchangeOrder, Meeting
 from experts.exchange.block import BlockForm, Blocks, Stamp, write_stamp
 from experts.exchange.flight import Dispatch, Plan
 from experts.exchange.group import build_group, connect_store
@@ -143,19 +143,17 @@ class CollectiveExchange(Exchange):
         if dropped is not None and dropped.group is not None:
             dropped.group.close()
 
-    def recover(self, record: EpochRecord, base: int, placement: Placement, policy: SplitPolicy) -> None:
+    def meet(self, record: EpochRecord) -> GuardedGroup:
         assert self._meet is not None, "an exchange whose group was handed to it gets the next one so, too"
-        self.recover_with(record.membership, self._meet(record), base, placement, policy)
+        return GuardedGroup(self._meet(record), record.membership, self.counters)
 
-    def recover_with(
-        self, membership: Membership, group: Group, base: int, placement: Placement, policy: SplitPolicy
-    ) -> None:
-        """`recover`, given this rank's end of the new group."""
-        own = GuardedGroup(group, membership, self.counters)
+    def recover(self, meeting: Meeting, base: int, placement: Placement, policy: SplitPolicy) -> None:
+        assert isinstance(meeting, GuardedGroup), "made by `meet`"
+        own = meeting
         try:
             if base > self.version:  # else it is in use here, or an attempt that failed was made from it
                 self._switch_to(base)
-            tables = Tables(placement, membership, policy, self._tables)
+            tables = Tables(placement, own.membership, policy, self._tables)
             with self._lock:
                 assert placement.version > self._newest, (placement.version, self._newest)
                 self._offered = {placement.version: Offer(tables, None)}
@@ -171,8 +169,10 @@ class CollectiveExchange(Exchange):
         answer = self._ask(wish)
         while isinstance(answer, GoTo):
             last = self._group
-            entered = self._enter_next()
-            self._keep_no_promise()
+            try:
+                entered = self._enter_next()
+            finally:
+                self._keep_no_promise()
             if not entered:
                 return self._left()
             answer = self._ask(wish)
@@ -244,7 +244,8 @@ class CollectiveExchange(Exchange):
         """Leave the epoch for the one that all are ready for; whether this rank is in it."""
         with self._lock:
             following, self._next = self._next, None
-            assert following is not None, "this rank said that it is ready"
+            if following is None:  # this rank said that it is ready, and was closed since
+                raise self._group.lost("the exchange was closed")
             if following.group is None:
                 return False
             self._offered = {

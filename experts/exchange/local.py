@@ -11,7 +11,7 @@ from experts.dump import StepMoment
 from experts.epoch.agreement import Row, StepHeader, StepWish, agree
 from experts.epoch.membership import EpochRecord
 from experts.errors import RankLost
-from experts.exchange.base import CombineHandle, DispatchHandle, Exchange, ExchangeCounters, ExchangeOrder
+from experts.exchange.base import CombineHandle, DispatchHandle, Exchange, ExchangeCounters, ExchangeOrder, Meeting
 from experts.exchange.split import SplitPolicy, SplitTable
 from experts.exchange.wire import ExpertBatch, Route
 from experts.placement import Placement
@@ -85,8 +85,11 @@ class LocalExchange(Exchange):
         with self._lock:
             self._next = self.epoch
 
-    def recover(self, record: EpochRecord, base: int, placement: Placement, policy: SplitPolicy) -> None:
+    def meet(self, record: EpochRecord) -> Meeting:
         raise RankLost(self.epoch, self._step, "the only rank has no peers that it could go on with")
+
+    def recover(self, meeting: Meeting, base: int, placement: Placement, policy: SplitPolicy) -> None:
+        raise AssertionError("nobody meets here")
 
     def open_step(self, wish: StepWish) -> StepHeader:
         with self._lock:

@@ -89,12 +89,15 @@ class WorkerHost:
         """Waits until the epoch breaks, why; its step thread waits then for `recover` or `leave`."""
         return await asyncio.shield(self._broken)
 
-    async def suspend(self) -> Standing:
-        """Break the epoch, if it has not broken, and wait until the step thread waits. Raises RankLost where it does not."""
+    async def suspend(self, given_up: int) -> Standing:
+        """Break the epoch, if it has not broken, and wait until the step thread waits. Raises RankLost where it does not.
+
+        given_up: the newest epoch's number; this rank enters none up to it any more
+        """
         self._led = True
         if self._unnamed is not None:
             self._unnamed.cancel()
-        return await asyncio.to_thread(in_own_thread, lambda: self.worker.suspend(DEADLINES.suspend - 1))
+        return await asyncio.to_thread(in_own_thread, lambda: self.worker.suspend(given_up, DEADLINES.suspend - 1))
 
     async def recover(
         self, record: EpochRecord, base: int, placement: Placement, policy: SplitPolicy, peers: list["WorkerHost"]
@@ -104,11 +107,13 @@ class WorkerHost:
         Raises RankLost when the group did not come together; the step thread goes on waiting then.
         """
         self._peers = peers
-        self._broken, self._led = self._loop.create_future(), False  # before steps run, which may break at once
+        broken = self._broken = self._loop.create_future()  # before steps run, which may break at once
+        self._led = False
         try:
             await asyncio.to_thread(in_own_thread, lambda: self.worker.recover(record, base, placement, policy))
         except BaseException:
-            self._led = True
+            if self._broken is broken:  # else a later call leads
+                self._led = True
             raise
 
     async def epoch(self) -> int:

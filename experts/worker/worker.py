@@ -182,6 +182,8 @@ class Worker:
         self.joined: Joined | None = None  # before it is in an epoch
         self._crew = Crew(order.threads)
         self._pause = Pause(lambda reason: None)
+        self._entering = threading.Lock()  # held while an epoch is entered after a loss, or given up
+        self._given_up = 0
         self._thread: threading.Thread | None = None
 
     @property
@@ -236,13 +238,17 @@ class Worker:
             self.joined.exchange.drop_epoch(epoch)
         return self.epoch
 
-    def suspend(self, seconds: float) -> Standing:
+    def suspend(self, given_up: int, seconds: float) -> Standing:
         """Break the epoch, if it has not broken, and wait until the step thread waits; blocks at most `seconds`.
 
-        Raises RankLost where it does not.
+        given_up: no epoch up to this number is entered from now on, though its group may be met meanwhile
+
+        Raises RankLost where the step thread does not wait.
         """
         exchange = self._in_epoch.exchange
-        exchange.close()
+        with self._entering:
+            self._given_up = max(self._given_up, given_up)
+            exchange.close()
         self.bell.ring((exchange.epoch, _NEVER_RUN))  # a loop that sleeps finds the group closed
         if not self._pause.held(seconds):
             raise RankLost(exchange.epoch, -1, f"the step thread has ended, or not stopped within {seconds:g} s")
@@ -250,12 +256,17 @@ class Worker:
 
     def recover(self, record: EpochRecord, base: int, placement: Placement, policy: SplitPolicy) -> None:
         """Enter an epoch after `suspend` (see Exchange.recover) and have the broken step run again; blocks until all members
-        have come. Raises RankLost."""
+        have come. Raises RankLost; then the step thread goes on waiting."""
         self._check(record)
-        joined = self._in_epoch
-        joined.layers.abandon_step()
-        joined.exchange.recover(record, base, placement, policy)
-        self._pause.release()
+        joined, epoch = self._in_epoch, record.membership.epoch
+        meeting = joined.exchange.meet(record)
+        with self._entering:
+            if epoch <= self._given_up:  # all came too late, or a member was lost since
+                meeting.close()
+                raise RankLost(epoch, -1, "the epoch was given up while its group was built")
+            joined.layers.abandon_step()
+            joined.exchange.recover(meeting, base, placement, policy)
+            self._pause.release()
 
     def stage(self, moves: Sequence[Move], bandwidth: float) -> list[Staged]:
         """Fetch experts beside the running steps; blocks. bandwidth: bytes/s. Failures are in the answer, not raised."""

@@ -100,7 +100,7 @@ class SimulatedRank:
         self.content = order.placement.version  # what its slots hold; a masked placement has another version
         self.gave_up: set[int] = set()
         self.holding = False
-        self._dropped = 0
+        self._dropped = self._given_up = 0
         self._group: Group | None = None
         self._next: EpochRecord | None = None
         self._promised = asyncio.Event()
@@ -139,7 +139,8 @@ class SimulatedRank:
             self.gave_up.add(epoch)
         return self.epoch_number
 
-    async def suspend(self) -> Standing:
+    async def suspend(self, given_up: int) -> Standing:
+        self._given_up = max(self._given_up, given_up)
         self._close()
         while not self.holding:
             await asyncio.sleep(0.01)
@@ -150,6 +151,9 @@ class SimulatedRank:
     ) -> None:
         self.world.check(self.holding, f"rank {self.rank} is to recover while its steps run")
         await self.world.group(record).meet(self.rank, record.membership.epoch)
+        if record.membership.epoch <= self._given_up:
+            raise RankLost(record.membership.epoch, -1, "given up meanwhile")
+        self.world.check(self.holding, f"rank {self.rank} recovers while its steps run")
         if base > self.used:
             self.world.check(base in self.held_versions, f"rank {self.rank} does not hold placement {base}")
         else:

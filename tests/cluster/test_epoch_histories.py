@@ -22,7 +22,7 @@ from experts.worker.worker import Standing
 from tests import checkpoints
 from tests.cluster.simulated_ranks import VirtualLoop, World
 
-SEEDS, MANY = 12, 400
+SEEDS, MANY = 8, 400
 SECONDS = 12.0  # of faults, in virtual time
 
 
