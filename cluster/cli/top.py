@@ -26,25 +26,29 @@ Count = Annotated[int, typer.Option("--count", metavar="N", help="Looks, 0 = unt
 def top(target: Target = "127.0.0.1:50051", interval: Every = 1.0, count: Count = 0) -> None:
     """Watch ranks, loads, replicas and moves."""
     console = Console()
-    picture = None
+    newest: list[Group] = []
     with (
         connect(target) as client,
         suppress(KeyboardInterrupt),
-        closing(_looks(client, interval, count, console)) as looks,
+        closing(_looks(client, interval, count, console, newest)) as looks,
     ):
         for picture in looks:
             if not console.is_terminal:
                 Console(width=_WIDE).print(picture)
-    if console.is_terminal and picture is not None:
-        console.print(picture)  # the view's own screen, closed by now, took it along
+    if console.is_terminal and newest:
+        console.print(newest[0])  # the view's own screen, closed by now, took it along
 
 
-def _looks(client: Any, interval: float, count: int, console: Console) -> Generator[Group]:
-    """A picture every `interval` seconds; in a terminal it is shown on a screen of its own."""
+def _looks(client: Any, interval: float, count: int, console: Console, newest: list[Group]) -> Generator[Group]:
+    """A picture every `interval` seconds; in a terminal it is shown on a screen of its own.
+
+    newest: holds it from before it is shown, so that Ctrl-C finds what people have seen
+    """
     terminal = console.is_terminal
     with Live(console=console, auto_refresh=False, screen=terminal) if terminal else nullcontext() as live:
         for look in itertools.count(1):
             picture = view(client.status(events=True), copies_per_rank(client.placement()))
+            newest[:] = [picture]
             if live is not None:
                 live.update(picture, refresh=True)
             yield picture
