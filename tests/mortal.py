@@ -1,7 +1,7 @@
 """Ranks of this process that can die: from `kill` on their calls end as those of a process that is gone."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from experts.background import join_task
@@ -11,9 +11,10 @@ from experts.worker.worker import WorkerOrder
 
 
 class Mortals:
-    """Spawns ranks, for a cell, and kills them."""
+    """Spawns ranks, for a cell, and kills them. on_call: gets rank and verb of every call, before it is made."""
 
     def __init__(self) -> None:
+        self.on_call: Callable[[int, str], object] = lambda rank, verb: None
         self.hosts: dict[int, WorkerHost] = {}  # the newest of each rank
         self._ends: dict[int, asyncio.Event] = {}
 
@@ -23,6 +24,7 @@ class Mortals:
         self.hosts[order.seat.rank], self._ends[order.seat.rank] = host, end
 
         def send(verb: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Awaitable[Any]:
+            self.on_call(order.seat.rank, verb)
             return _while_alive(join_task(verb, getattr(host, verb)(*arguments, **named)), end)
 
         return cast(WorkerHost, remote._Port(WorkerHost, send, (remote.here, (host,))))

@@ -82,7 +82,7 @@ class Mover:
     def meet(self, seats: Sequence[Seat]) -> None:
         """The members of the epoch, from now on."""
         self._seats = seats
-        self._experts = [seat for seat in seats if seat.member.holds_experts]
+        self._holders = [seat for seat in seats if seat.member.holds_experts]
 
     @property
     def in_use(self) -> InUse:
@@ -126,12 +126,12 @@ class Mover:
         """Stage one round's moves, switch to what of it arrived."""
         self._check()
         limits, changes = self._limits, self.placement.diff(target)
-        per_rank = {seat.rank: self._moves(seat, changes) for seat in self._experts}
+        per_rank = {seat.rank: self._moves(seat, changes) for seat in self._holders}
         most = max(map(len, per_rank.values()), default=0)
         deadline = limits.stage_seconds + 5 * most * limits.expert_bytes / limits.bandwidth
-        calls = [seat.port.stage(per_rank[seat.rank], limits.bandwidth) for seat in self._experts]
+        calls = [seat.port.stage(per_rank[seat.rank], limits.bandwidth) for seat in self._holders]
         staged_by = await _within(deadline, asyncio.gather(*calls), f"fetching {most} experts")
-        each = [(seat, one) for seat, staged in zip(self._experts, staged_by, strict=True) for one in staged]
+        each = [(seat, one) for seat, staged in zip(self._holders, staged_by, strict=True) for one in staged]
         failed = [(seat, one) for seat, one in each if one.error or not self._known_copy(one)]
         for seat, one in failed:
             self._note(
@@ -183,7 +183,7 @@ class Mover:
         """What a rank fetches, each expert from its live copies: ranks of the same host first, turned so that sources
         share the work."""
         width = self.placement.slots_per_rank
-        by_rank = {other.rank: other for other in self._experts}
+        by_rank = {other.rank: other for other in self._holders}
         out = []
         for n, change in enumerate(changes):
             if change.slot // width != seat.rank or change.new < 0:
@@ -202,7 +202,7 @@ class Mover:
         """Forget what was staged, wherever a rank still answers."""
         if self.over:
             return
-        await asyncio.gather(*(seat.port.drop_staged() for seat in self._experts), return_exceptions=True)
+        await asyncio.gather(*(seat.port.drop_staged() for seat in self._holders), return_exceptions=True)
 
 
 def without(current: Placement, target: Placement, failed: set[tuple[int, int]]) -> Placement:

@@ -77,7 +77,7 @@ class Balancer:
         self._policy, self._settings, self._events = policy, settings, events
         self._mover = Mover(seats, placement, split or SplitPolicy(), settings.moves, self._note, self._know)
         self._speeds = RankSpeeds()
-        self._experts = [seat for seat in seats if seat.member.holds_experts]
+        self._holders = [seat for seat in seats if seat.member.holds_experts]
         self._collector = self._new_collector(1, seats)
         self._history = History(_HISTORY, settings.least_pairs)
         self.quiet = asyncio.Lock()  # held while something moves: its holder keeps the placement as it is
@@ -113,10 +113,10 @@ class Balancer:
     @property
     def shape(self) -> ClusterShape:
         """The expert ranks; seats without a member count as dead."""
-        members = {seat.rank for seat in self._experts}
+        members = {seat.rank for seat in self._holders}
         vacant = frozenset(range(self.placement.ranks)) - members
         speeds = self._speeds.of(self.placement.ranks)
-        hosts = {seat.rank: seat.member.node_ip for seat in self._experts}
+        hosts = {seat.rank: seat.member.node_ip for seat in self._holders}
         names = [hosts.get(rank, "") for rank in range(self.placement.ranks)]
         nodes = tuple(sorted(set(names)).index(name) for name in names) if len(set(hosts.values())) > 1 else ()
         return ClusterShape(
@@ -147,7 +147,7 @@ class Balancer:
 
     async def look(self) -> None:
         """Take in what the ranks counted since the last look."""
-        await self._look(self._experts, [self._collector])
+        await self._look(self._holders, [self._collector])
         self._judge()
 
     async def meet(self, epoch: int, seats: Sequence[Seat]) -> None:
@@ -155,7 +155,7 @@ class Balancer:
         experts = [seat for seat in seats if seat.member.holds_experts]
         last, self._collector = self._collector, self._new_collector(epoch, seats)
         members = {seat.rank for seat in experts}
-        leaving = [seat for seat in self._experts if seat.rank not in members]
+        leaving = [seat for seat in self._holders if seat.rank not in members]
         try:
             await self._look(leaving, [last])
         except Exception as error:  # who left may be gone already
@@ -164,9 +164,9 @@ class Balancer:
             await self._look(experts, [last, self._collector])
         except Gone as gone:  # the next loss, which its watch knows, too
             log.info("loads can't be read: %s", gone)
-        for rank in members - {seat.rank for seat in self._experts}:
+        for rank in members - {seat.rank for seat in self._holders}:
             self._speeds.forget(rank)
-        self._experts = experts
+        self._holders = experts
         self._mover.meet(seats)
         self._judge_at = None  # what was promised was for other ranks
 
@@ -187,7 +187,7 @@ class Balancer:
         self._mover.fetched = fetched
         self.state, self.reason = ("ok", "") if self._settings.enabled else ("off", self._settings.off)
         self.losses += 1
-        self._experts = [seat for seat in self._experts if seat in seats]
+        self._holders = [seat for seat in self._holders if seat in seats]
         await self.meet(epoch, seats)
 
     async def restore(self, rank: int, held: IntArray) -> None:
@@ -236,11 +236,11 @@ class Balancer:
     async def _news(self) -> None:
         """Until a step was counted that nobody looked at: the ranks say so, and idle ones are not asked. All ranks take
         part in every step, so one of them is enough."""
-        first = self._experts[0]
+        first = self._holders[0]
         try:
             await first.port.stepped()
         except Exception:
-            if first in self._experts:  # else it left, and was ended
+            if first in self._holders:  # else it left, and was ended
                 raise
 
     def _due(self) -> bool:
@@ -341,7 +341,7 @@ class Balancer:
         before = self._speeds.of(self.placement.ranks)
         work, seconds = np.stack([row.work for row in rows]), np.stack([row.seconds for row in rows])
         steps = np.array([float(row.steps) for row in rows])
-        self._speeds.judge([seat.rank for seat in self._experts], work, seconds, steps)
+        self._speeds.judge([seat.rank for seat in self._holders], work, seconds, steps)
         now = self._speeds.of(self.placement.ranks)
         if now != before:
             text = ", ".join(f"rank {rank} {speed:g}" for rank, speed in enumerate(now) if speed != 1)

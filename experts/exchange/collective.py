@@ -20,7 +20,7 @@ from experts.epoch.membership import EpochRecord, Membership
 from experts.errors import RankLost
 from experts.exchange.base import DispatchHandle, Exchange, ExchangeCounters, ExchangeOrder, Meeting
 from experts.exchange.block import BlockForm, Blocks, Stamp, write_stamp
-from experts.exchange.flight import Dispatch, Plan
+from experts.exchange.flight import Dispatch, LayerPlan
 from experts.exchange.group import build_group, connect_store
 from experts.exchange.guard import GuardedGroup
 from experts.exchange.routing import Tables
@@ -217,8 +217,7 @@ class CollectiveExchange(Exchange):
         mine = Row(self.epoch, step, newest, wish.decode, wish.prefill, int(wish.stop), ready)
         leaving = False
         try:
-            rows = [Row(*row) for row in group.gather(torch.tensor(mine, dtype=torch.int64)).tolist()]
-            answer = agree(rows, self.epoch, step, self._budget)
+            answer = agree(group.gather(mine), self.epoch, step, self._budget)
             leaving = isinstance(answer, GoTo)
         finally:
             if not leaving:
@@ -274,7 +273,7 @@ class CollectiveExchange(Exchange):
             offer.switch()
         self._tables = offer.tables
 
-    def _padded_plan(self, stamp: Stamp, ids: torch.Tensor) -> Plan:
+    def _padded_plan(self, stamp: Stamp, ids: torch.Tensor) -> LayerPlan:
         """Sizes from the header alone; each source splits its own tokens."""
         pairs = sum(self._header.tokens) * self._form.top_k
         few = len(self._group.sources) > 1 and pairs < self._tables.policy.floor * self._experts_per_layer
@@ -282,16 +281,16 @@ class CollectiveExchange(Exchange):
         rooms = {i: bucket(count) for i, count in enumerate(self._header.tokens) if count}
         send = {j: rooms[self.member] for j in self._peers(self._group.holders)} if self.member in rooms else {}
         receive = {i: rooms[i] for i in self._peers(list(rooms))} if self.member in self._group.holders else {}
-        return Plan(stamp, routing, send, receive)
+        return LayerPlan(stamp, routing, send, receive)
 
-    def _exact_plan(self, stamp: Stamp, ids: torch.Tensor) -> Plan:
+    def _exact_plan(self, stamp: Stamp, ids: torch.Tensor) -> LayerPlan:
         """Everyone's ids first; one split of all tokens gives every size."""
         everyone = self._gather_ids(stamp, ids)
         routing, counts = self._tables.route_all(stamp.layer, everyone, self.member)
         sources = [i for i, count in enumerate(self._header.tokens) if count]
         send = {j: len(routing.rows[j]) for j in self._peers(self._group.holders)} if self.member in sources else {}
         receive = {i: counts[i] for i in self._peers(sources)} if self.member in self._group.holders else {}
-        return Plan(stamp, routing, send, receive)
+        return LayerPlan(stamp, routing, send, receive)
 
     def _gather_ids(self, stamp: Stamp, ids: torch.Tensor) -> dict[int, torch.Tensor]:
         """Everyone's top-k ids [T, K] int16 by member: an all-to-all, since only some members have any."""

@@ -15,7 +15,7 @@ from experts.exchange.wire import ExpertBatch, Route
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LayerPlan:
     """One layer's dispatch. send, receive: by peer, rows there is room for; peers without an entry get nothing."""
 
     stamp: Stamp
@@ -27,7 +27,7 @@ class Plan:
 class Dispatch:
     """`wait` brings the rows for this rank, in order of members, then of tokens; `counts` says whose they are."""
 
-    def __init__(self, group: GuardedGroup, form: BlockForm, plan: Plan, x: torch.Tensor, route: Route) -> None:
+    def __init__(self, group: GuardedGroup, form: BlockForm, plan: LayerPlan, x: torch.Tensor, route: Route) -> None:
         self.group, self.form, self.plan = group, form, plan
         self.tokens = x.shape[0]
         self.counts = [0] * group.size
@@ -114,7 +114,7 @@ class Combine:
         device = self._own.device
         sums = torch.zeros((dispatch.tokens, form.hidden), dtype=torch.float32, device=device)
         arrived = self._blocks.arrived()
-        for j in plan.routing.ranks:
+        for j in plan.routing.members:
             tokens = plan.routing.rows[j]
             if j == group.index:
                 part = self._own

@@ -9,6 +9,7 @@ import time
 import torch
 
 from experts.dump import StepMoment
+from experts.epoch.agreement import Row
 from experts.epoch.membership import Membership
 from experts.errors import RankLost
 from experts.exchange.base import ExchangeCounters
@@ -60,15 +61,16 @@ class GuardedGroup:
         """What is raised when this group can't go on."""
         return RankLost(self.epoch, self.step, detail)
 
-    def gather(self, mine: torch.Tensor) -> torch.Tensor:
-        """[size, n] int64 of everyone's `mine` [n]; blocks until all have brought theirs."""
+    def gather(self, row: Row) -> list[Row]:
+        """Everyone's row of a header, in the order of the group; blocks until all have brought theirs."""
+        mine = torch.tensor(row, dtype=torch.int64, device=self.device)
         out = torch.empty(self.size * mine.numel(), dtype=torch.int64, device=self.device)
         try:
-            work = self._group.all_gather(out, mine.to(self.device))
+            work = self._group.all_gather(out, mine)
         except RuntimeError as error:
             raise self._broken(error) from error
         self.finish(work, "header")
-        return out.view(self.size, -1).cpu()
+        return [Row(*numbers) for numbers in out.view(self.size, -1).tolist()]
 
     def exchange(self, blocks: Blocks) -> Pending:
         """Begin the all-to-all of some blocks."""

@@ -17,20 +17,22 @@ from experts.placement import IntArray, Placement
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Where one source's tokens go. ranks: members with experts, in order of seats; rows: per member, its tokens.
+    """Where one source's tokens go.
 
-    rows[j]: int64, rising token numbers, each at most once.
+    members: those with experts, by their numbers in the group, in order
+    rows: of each of them, int64 rising token numbers, each at most once
+    ranks: of each of them, its rank
     """
 
-    ranks: list[int]
+    members: list[int]
     rows: dict[int, IntArray]
-    seats: dict[int, int]
+    ranks: dict[int, int]
     slots: npt.NDArray[np.int32]  # [T, K] slot over all ranks, -1 = none
     slots_per_rank: int
 
     def local_slots(self, member: int) -> npt.NDArray[np.int32]:
         """[rows, K] int32 of a member's own slots, -1 where a pair goes elsewhere."""
-        own = self.slots[self.rows[member]] - np.int32(self.seats[member] * self.slots_per_rank)
+        own = self.slots[self.rows[member]] - np.int32(self.ranks[member] * self.slots_per_rank)
         own[(own < 0) | (own >= self.slots_per_rank)] = -1
         return own
 
@@ -60,9 +62,9 @@ class Tables:
 
     def _sit(self, membership: Membership) -> None:
         """Who holds which seat. Seats that hold an expert must have a member."""
-        self._seats = {i: m.rank for i, m in enumerate(membership.members) if m.holds_experts}
-        self._ranks = list(self._seats)
-        assert self._placement.ranks_used <= set(self._seats.values()), (self._placement.ranks_used, self._seats)
+        self._ranks = {i: m.rank for i, m in enumerate(membership.members) if m.holds_experts}
+        self._members = list(self._ranks)
+        assert self._placement.ranks_used <= set(self._ranks.values()), (self._placement.ranks_used, self._ranks)
 
     def seated(self, membership: Membership) -> "Tables":
         """The same placement for another membership; split tables are shared."""
@@ -86,7 +88,7 @@ class Tables:
         together = np.concatenate([part.numpy() for part in ids.values()])
         slots = split(self._split[layer], together)
         counts = dict.fromkeys(ids, 0)
-        own = self._seats.get(mine)
+        own = self._ranks.get(mine)
         begin, routing = 0, None
         for member, part in ids.items():
             theirs = slots[begin : begin + part.shape[0]]
@@ -99,6 +101,6 @@ class Tables:
         return routing, counts
 
     def _routing(self, slots: npt.NDArray[np.int32]) -> Routing:
-        seat = slots // self._slots_per_rank  # -1 stays -1
-        rows = {j: np.flatnonzero((seat == self._seats[j]).any(axis=1)) for j in self._ranks}
-        return Routing(self._ranks, rows, self._seats, slots, self._slots_per_rank)
+        rank = slots // self._slots_per_rank  # -1 stays -1
+        rows = {j: np.flatnonzero((rank == self._ranks[j]).any(axis=1)) for j in self._members}
+        return Routing(self._members, rows, self._ranks, slots, self._slots_per_rank)

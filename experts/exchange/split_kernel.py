@@ -29,9 +29,9 @@ class SplitKernel:
         self._arrays = (table.lookup, table.home, table.expert, table.start, table.rank, table.slot, table.speed)
         assert all(array.flags.c_contiguous for array in self._arrays)
         assert len(table.lookup) <= 1 << 15, f"{len(table.lookup) - 1} experts in 16 bits"
-        self._experts, self._copies = len(table.lookup) - 1, len(table.slot)
+        self._count, self._copies = len(table.lookup) - 1, len(table.slot)
         self._table = _SplitTable(
-            self._experts, table.ranks, len(table.expert), int((table.speed == NORMAL).all()),
+            self._count, table.ranks, len(table.expert), int((table.speed == NORMAL).all()),
             *(array.ctypes.data for array in self._arrays), table.floor, table.slack, table.sweeps,
         )  # fmt: skip
         self._at = ctypes.addressof(self._table)
@@ -44,7 +44,7 @@ class SplitKernel:
 
     def quotas(self, counts: npt.NDArray[np.int64], turn: int) -> npt.NDArray[np.int64]:
         """[C] tokens of each copy; counts: contiguous [E+1], "none" first."""
-        assert counts.shape == (self._experts + 1,), counts.shape
+        assert counts.shape == (self._count + 1,), counts.shape
         out = np.empty(self._copies, dtype=np.int64)
         self._quotas(self._at, counts.ctypes.data, turn, out.ctypes.data)
         return out

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from router_svc.engine.sequence import Chunk
+from router_svc.engine.sequence import ScheduledChunk
 from router_svc.models.batch import ForwardBatch
 
 
-def build_batch(chunks: list[Chunk], block_size: int, device: str) -> ForwardBatch:
+def build_batch(chunks: list[ScheduledChunk], block_size: int, device: str) -> ForwardBatch:
     """Rows in the order of `chunks`. Logits: each sampling chunk's last row, all rows where prompt logprobs are wanted."""
     total = sum(chunk.count for chunk in chunks)
     longest = max(len(chunk.sequence.blocks) for chunk in chunks)
@@ -36,7 +36,7 @@ def build_batch(chunks: list[Chunk], block_size: int, device: str) -> ForwardBat
     )
 
 
-def logit_places(chunk: Chunk) -> range:
+def logit_places(chunk: ScheduledChunk) -> range:
     """Places inside the chunk whose logits are wanted."""
     sequence = chunk.sequence
     if sequence.request.sampling.prompt_logprobs is not None and not sequence.generated:

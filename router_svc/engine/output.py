@@ -8,7 +8,7 @@ from router_svc.engine.builder import logit_places
 from router_svc.engine.intake import Intake
 from router_svc.engine.sampler import NONE_LEFT, Draw, Drawn, sample, token_logprob
 from router_svc.engine.scheduler import Scheduler
-from router_svc.engine.sequence import Chunk, Sequence
+from router_svc.engine.sequence import ScheduledChunk, Sequence
 from router_svc.request import Code, EngineRequest, Event, FailedEvent, Timings, TokenEvent
 
 
@@ -29,7 +29,7 @@ class StepOutput:
         if self._intake.forget(request):
             self.events.append(FailedEvent(request.request_id, request.attempt, code, message))
 
-    def draw(self, chunks: list[Chunk], logits: torch.Tensor | None, scheduler: Scheduler) -> list[Sequence]:
+    def draw(self, chunks: list[ScheduledChunk], logits: torch.Tensor | None, scheduler: Scheduler) -> list[Sequence]:
         """Commit the chunks, draw a token for each that samples, and return the sequences that ended."""
         if logits is None:
             return []
@@ -103,7 +103,7 @@ class StepOutput:
             return "length"
         return None
 
-    def _score_prompt(self, chunk: Chunk, logits: torch.Tensor) -> None:
+    def _score_prompt(self, chunk: ScheduledChunk, logits: torch.Tensor) -> None:
         """Record the prompt's own log-probabilities: row p tells of token p + 1."""
         sequence = chunk.sequence
         count = sequence.request.sampling.prompt_logprobs

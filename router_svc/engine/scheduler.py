@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from router_svc.engine.config import EngineConfig
 from router_svc.engine.kv_pages import KVPages
-from router_svc.engine.sequence import Chunk, Sequence
+from router_svc.engine.sequence import ScheduledChunk, Sequence
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class Scheduler:
                 prefill += sequence.remaining
         return decode, min(prefill, budget)
 
-    def schedule(self, granted: int) -> list[Chunk]:
+    def schedule(self, granted: int) -> list[ScheduledChunk]:
         """The step's chunks: every decode that finds a block, and at most `granted` prompt tokens."""
         chunks = self._decodes()
         for sequence in self.running:
@@ -71,18 +71,18 @@ class Scheduler:
                 break
             if not sequence.held and not sequence.decoding:
                 count = min(sequence.remaining, granted)
-                chunks.append(Chunk(sequence, sequence.computed, count))
+                chunks.append(ScheduledChunk(sequence, sequence.computed, count))
                 granted -= count
         while granted > 0 and self._room() > 0:
             admitted = self._admit()
             if admitted is None:
                 break
             count = min(admitted.remaining, granted)
-            chunks.append(Chunk(admitted, admitted.computed, count))
+            chunks.append(ScheduledChunk(admitted, admitted.computed, count))
             granted -= count
         return chunks
 
-    def commit(self, chunk: Chunk) -> None:
+    def commit(self, chunk: ScheduledChunk) -> None:
         """A step that ran the chunk has ended: its keys and values count, and full blocks may be reused."""
         sequence = chunk.sequence
         sequence.computed = chunk.start + chunk.count
@@ -99,13 +99,13 @@ class Scheduler:
         """Blocks that hold `tokens` tokens."""
         return -(-tokens // self.config.block_size)
 
-    def _decodes(self) -> list[Chunk]:
-        chunks: list[Chunk] = []
+    def _decodes(self) -> list[ScheduledChunk]:
+        chunks: list[ScheduledChunk] = []
         for sequence in list(self.running):
             if sequence.held or not sequence.decoding or sequence not in self.running:
                 continue
             if self._grow(sequence):
-                chunks.append(Chunk(sequence, sequence.computed, 1))
+                chunks.append(ScheduledChunk(sequence, sequence.computed, 1))
         return chunks  # none was preempted since: victims come from the end of the order, or are held
 
     def _grow(self, sequence: Sequence) -> bool:

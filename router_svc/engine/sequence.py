@@ -54,7 +54,7 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class ScheduledChunk:
     """Tokens [start, start + count) of a sequence that run in this step; samples: the last of them draws a token."""
 
     sequence: Sequence

@@ -25,7 +25,7 @@ from router_svc.engine.output import StepOutput
 from router_svc.engine.prefix import PrefixChain
 from router_svc.engine.recent import Rates, Recent
 from router_svc.engine.scheduler import Scheduler
-from router_svc.engine.sequence import Chunk, Sequence
+from router_svc.engine.sequence import ScheduledChunk, Sequence
 from router_svc.models.batch import KVCache
 from router_svc.models.decoder import CausalModel
 from router_svc.request import Cancel, Code, EngineRequest, Event, Hold, Message
@@ -61,7 +61,7 @@ class Engine:
     def __init__(
         self,
         model: CausalModel,
-        experts: ExpertLayers,
+        layers: ExpertLayers,
         exchange: Exchange,
         doorbell: Doorbell,
         config: EngineConfig,
@@ -76,7 +76,7 @@ class Engine:
 
         ring: asks all ranks of the group, this one included, to run a step; never blocks.
         """
-        self._model, self._experts, self._exchange = model, experts, exchange
+        self._model, self._layers, self._exchange = model, layers, exchange
         self._doorbell, self._config, self._cache = doorbell, config, cache
         self._deliver, self._ring, self._pause = deliver, ring, pause
         self._intake = Intake(config.max_queue_len)
@@ -168,7 +168,7 @@ class Engine:
             header = self._open()
             chunks = self._schedule(header)
             logits = self._forward(chunks, header)
-            with self._experts.crew.part("sampling", 0 if logits is None else logits.numel()):
+            with self._layers.crew.part("sampling", 0 if logits is None else logits.numel()):
                 self._finish(output.draw(chunks, logits, self._scheduler))
         finally:
             if output.events:
@@ -182,7 +182,7 @@ class Engine:
         self._next, self._busy = (header.epoch, header.step + 1), header.busy
         return header
 
-    def _schedule(self, header: StepHeader) -> list[Chunk]:
+    def _schedule(self, header: StepHeader) -> list[ScheduledChunk]:
         started = time.perf_counter()
         chunks = self._scheduler.schedule(header.prefill[self._exchange.member])
         now = time.monotonic()
@@ -194,19 +194,19 @@ class Engine:
         self._stats.schedule_seconds += time.perf_counter() - started
         return chunks
 
-    def _forward(self, chunks: list[Chunk], header: StepHeader) -> torch.Tensor | None:
+    def _forward(self, chunks: list[ScheduledChunk], header: StepHeader) -> torch.Tensor | None:
         """Logits of the chunks' wanted rows, None without chunks; takes part in the group's layers either way."""
         started = time.perf_counter()
         logits = None
         self._cache.clear(self._pages.newly_taken())
         if chunks:
             batch = build_batch(chunks, self._config.block_size, self._model.device)
-            with self._experts.crew.part("attention", self._model.largest_product(batch)):
-                logits = self._model.forward(batch, self._cache, self._experts)
+            with self._layers.crew.part("attention", self._model.largest_product(batch)):
+                logits = self._model.forward(batch, self._cache, self._layers)
         elif header.busy:
-            self._experts.run_empty()
+            self._layers.run_empty()
         if header.busy:
-            self._experts.end_step(header)
+            self._layers.end_step(header)
         self._stats.forward_seconds += time.perf_counter() - started
         return logits
 
@@ -300,7 +300,7 @@ class Engine:
         deadlines = [s[0].deadline for s in self._sequences.values() if s[0].deadline is not None]
         return max(min(deadlines) - time.monotonic(), 0.0) if deadlines else None
 
-    def _count(self, output: StepOutput, chunks: list[Chunk]) -> None:
+    def _count(self, output: StepOutput, chunks: list[ScheduledChunk]) -> None:
         old, scheduler = self._stats, self._scheduler
         if output.generated_tokens:
             self._recent.add(time.monotonic(), output.generated_tokens, output.first_waits)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experts.background import join_task
 from router_svc.request import EngineRequest
 from tests import checkpoints
 from tests.engines import sampling
@@ -108,6 +109,22 @@ def test_a_second_death_while_a_process_loads(folder: Path) -> None:
         cluster.call(mortals.kill(1))
         asking.join(120)
         assert answers == [quiet], cluster.events.entries()[-8:]
+
+
+def test_a_second_death_while_the_others_meet(folder: Path) -> None:
+    with mortal(folder, "1+3", num_redundant_experts=16) as (cluster, mortals):
+        quiet = cluster.complete(requests("q"))
+        struck: list[int] = []
+
+        def strike(rank: int, verb: str) -> None:
+            if verb == "recover" and not struck:
+                struck.append(rank)
+                join_task("a second death", mortals.kill(1))
+
+        mortals.on_call = strike
+        assert serve_through_a_death(cluster, mortals, 0, "d") == quiet
+        assert struck, "nobody was to enter another epoch"
+        wait_until(lambda: cluster.cell.placement.ranks_used == {0, 1, 2}, "all are back")
 
 
 def test_an_idle_cluster_recovers_and_then_answers(folder: Path) -> None:

@@ -80,6 +80,23 @@ def test_copies_follow_the_traffic_and_answers_stay(start_cluster: Starter, tmp_
     check_trace(trace)
 
 
+@pytest.mark.slow
+def test_without_spare_slots_experts_change_places(start_cluster: Starter) -> None:
+    """As `serve` starts by default."""
+    with (
+        start_cluster(checkpoint_path(), eplb_interval=6) as cluster,
+        Client(f"127.0.0.1:{cluster.grpc_port}") as client,
+    ):
+        before = list(client.placement().slot_expert)
+        answers, now = until(client, "add", lambda _: client.status()["experts_moved"] > 0)
+        status = client.status(events=True)
+        assert status["experts_moved"] >= 2, status["events"]
+        assert status["balancer"]["state"] == "ok", status["balancer"]
+        assert list(client.placement().slot_expert) != before
+        assert (now == 1).all(), "every expert has one slot"
+        check_answers(client, answers)
+
+
 def check_answers(client: Client, answers: list[tuple[str, tuple[int, ...]]]) -> None:
     """The same questions again, one at a time and with nothing moving, give the same tokens."""
     assert len(answers) >= 8

@@ -2,15 +2,15 @@
 
 from router_svc.engine.builder import build_batch
 from router_svc.engine.prefix import PrefixChain
-from router_svc.engine.sequence import Chunk, Sequence
+from router_svc.engine.sequence import ScheduledChunk, Sequence
 from router_svc.request import EngineRequest
 from tests.engines import sampling
 
 
-def decoding(blocks: list[int], tokens: int) -> Chunk:
+def decoding(blocks: list[int], tokens: int) -> ScheduledChunk:
     request = EngineRequest(str(blocks), tuple(range(1, tokens + 1)), sampling(5))
     sequence = Sequence(request, 0, (0, 0, 0), 0.0, list(request.prompt_ids), PrefixChain(16), blocks=blocks)
-    return Chunk(sequence, tokens - 1, 1)
+    return ScheduledChunk(sequence, tokens - 1, 1)
 
 
 def test_short_tables_are_padded_with_blocks_of_their_own() -> None:
