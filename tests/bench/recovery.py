@@ -160,19 +160,24 @@ def _kill(client: Client, count: int, quiet: Round, undisturbed: float) -> dict[
         "pause": round(max(found.gaps.values()) - undisturbed, 3), "failed": len(failed), "different": len(different),
         "back": round(ended - killed, 2),
     }  # fmt: skip
-    print(json.dumps(row), failed[:1], [_first_other(client, n, found, quiet) for n in different], flush=True)
+    print(json.dumps(row), failed[:1], [_other(client, n, found, quiet) for n in different], flush=True)
     return row
 
 
-def _first_other(client: Client, number: int, found: Round, quiet: Round) -> str:
-    """Where a stream began to differ, and how likely the tokens were there."""
+def first_other(number: int, found: Round, quiet: Round) -> tuple[int, str]:
+    """(place, in words) where a stream began to differ."""
     pairs = zip(found.answers[number], quiet.answers[number], strict=False)
     at, (got, wanted) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    how = "sampled" if number % 2 else "greedy"
+    return at, f"stream {number}, {how}: token {at} is {got}, undisturbed {wanted}"
+
+
+def _other(client: Client, number: int, found: Round, quiet: Round) -> str:
+    """Where a stream began to differ, and how likely the tokens were there."""
+    at, words = first_other(number, found, quiet)
     before = [*prompt_of(number), *quiet.answers[number][:at]]
     (answer,) = client.generate(before, max_tokens=1, temperature=0.0, logprobs=5)
-    likely = {one.token_id: round(one.logprob, 6) for one in answer.message.logprobs[0].top}
-    how = "sampled" if number % 2 else "greedy"
-    return f"stream {number}, {how}: token {at} is {got}, undisturbed {wanted}; log-probabilities {likely}"
+    return f"{words}; log-probabilities { {one.token_id: round(one.logprob, 6) for one in answer.message.logprobs[0].top} }"
 
 
 def _start_to_loaded(client: Client) -> float:
