@@ -24,7 +24,7 @@ from ray.job_config import JobConfig
 from ray.serve._private import api as serve_api
 from ray.serve._private import client as serve_client
 from ray.serve._private import replica as serve_replica
-from ray.serve.context import _get_global_client
+from ray.serve.context import _disconnect, _get_global_client
 
 from experts.address import free_port
 from experts.epoch.membership import HERE
@@ -163,6 +163,11 @@ def serve_http_place() -> tuple[str, int] | None:
     """(host, port) of the HTTP of the Serve that runs on this Ray; None without one."""
     client = _get_global_client(raise_if_no_controller_running=False)
     return None if client is None else (client.http_config.host, client.http_config.port)
+
+
+def forget_serve() -> None:
+    """Have Serve looked for again: its client is kept by the number of the job, and the first job of every Ray is 1."""
+    _disconnect()
 
 
 @contextmanager

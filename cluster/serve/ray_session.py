@@ -69,6 +69,7 @@ class RaySession:
         if self._connected:
             ray.shutdown(wait_for_processes=self.private)
             ray_private.forget_token()
+            ray_private.forget_serve()
             self._connected = False
         if self._folder is not None and clean:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -14,7 +15,7 @@ import pytest
 
 from tests.ports import free_port
 from tests.ray_head import clean_environment
-from tests.serving import TOKENYARD, end, run, serving
+from tests.serving import START_SECONDS, TOKENYARD, end, run, serving
 
 DEAD_PROXY = "http://127.0.0.1:9"
 # Python runs this in every process of a start; it slows down those that the raylet waits for.
@@ -22,6 +23,24 @@ SLOW_AGENTS = """
 import time
 if "dashboard/agent.py" in open("/proc/self/cmdline").read().replace("\\0", " "):
     time.sleep(25)
+"""
+
+TWO_CLUSTERS = """
+from dataclasses import replace
+from cluster.config import ServeConfig
+from cluster.control.orders import Orders
+from cluster.plan import make_plan
+from cluster.serve.launch import RayCluster
+from cluster.serve.loading import LoadingView
+from router_svc.client import Client
+from router_svc.demo_model.path import checkpoint_path
+for _ in range(2):
+    plan = make_plan(checkpoint_path(), ServeConfig(dtype="float32", grpc_port=0, http_port=0))
+    with RayCluster(Orders(plan)) as cluster:
+        with LoadingView(plan.seats) as view:
+            cluster.start(view)
+        with Client(f"127.0.0.1:{cluster.grpc_port}") as client:
+            print(client.chat("/think 300 + 411", temperature=0.0)[0].content.strip())
 """
 
 
@@ -145,3 +164,10 @@ def note_children(process: subprocess.Popen[str], note: Callable[[set[str]], obj
 
 def wait_a_moment() -> None:
     threading.Event().wait(0.2)
+
+
+@pytest.mark.slow
+def test_a_program_may_start_one_cluster_after_another() -> None:
+    """Serve's client of the first one must not be taken for the second one's."""
+    done = subprocess.run([sys.executable, "-c", TWO_CLUSTERS], capture_output=True, text=True, timeout=START_SECONDS)
+    assert done.stdout.split() == ["711", "711"], done.stderr[-2000:]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray._private import parameter, ray_constants, services, worker
+from ray.serve import context
 from ray.serve._private import api as serve_api
 from ray.serve._private import client as serve_client
 from ray.serve._private import replica as serve_replica
@@ -144,3 +145,9 @@ def test_a_replicas_inner_port_is_its_nodes(monkeypatch: pytest.MonkeyPatch) -> 
     assert serve_replica.add_port_to_grpc_server(None, "[::]:0") == 7
     assert asked == ["10.0.0.5:0"]
     assert "add_port_to_grpc_server" in inspect.getsource(serve_replica), "Serve opens the port with it"
+
+
+def test_serve_is_looked_for_again() -> None:
+    assert "_set_global_client(None)" in inspect.getsource(context._disconnect)
+    ray_private.forget_serve()
+    assert context._global_client is None
