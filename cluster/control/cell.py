@@ -230,7 +230,8 @@ class Cell:
         seats = tuple(seat.member for seat in members)
         membership = Membership(number, seats, version)
         port = 0 if self._store is None else self._store.port
-        return EpochRecord(membership, HERE, port, DEADLINES.group, planned)
+        connect = DEADLINES.connecting(len(seats)) if planned else DEADLINES.group  # nobody tries the first epoch again
+        return EpochRecord(membership, HERE, port, DEADLINES.group, planned, connect)
 
     async def _first_epoch(self) -> None:
         seats, version = self.roster.seats, self.placement.version

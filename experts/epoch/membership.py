@@ -59,8 +59,9 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """All that a rank needs to take its seat in an epoch: who is in it, and where its store is. timeout: s.
+    """All that a rank needs to take its seat in an epoch: who is in it, and where its store is.
 
+    timeout, connect: s, of an operation, and for all members to connect once all are there
     planned: the epoch before runs on until all members have this one, so nobody need be rung for its first step.
     """
 
@@ -69,3 +70,4 @@ class EpochRecord:
     store_port: int
     timeout: float
     planned: bool = False
+    connect: float = 30.0

@@ -320,4 +320,6 @@ def _meet(order: ExchangeOrder, record: EpochRecord) -> Group:
     members, seconds = record.membership, record.timeout
     store = connect_store(record.store_host, record.store_port, seconds)
     index = members.index(order.rank)
-    return build_group(store, members.epoch, index, members.size, order.device, order.host, seconds)
+    return build_group(
+        store, members.epoch, index, members.size, order.device, order.host, seconds, connect=record.connect
+    )

@@ -19,24 +19,23 @@ from experts.exchange.sockets import cut_connections, listening_ports
 from experts.exchange.transport import Group, Pending
 
 _backend_class: Any = ProcessGroupGloo  # torch's stubs know little of it
-_CONNECT, _CONNECT_EACH = timedelta(seconds=2), timedelta(seconds=0.1)  # for all members to connect; more for each
 _LOOK_AT_PORTS = threading.Lock()  # held while a device is made, so that its port is not taken for another group's
 
 
 class GlooGroup(Group):
     """Connects to every member on construction, which waits for them at `store`.
 
-    timeout: s, of every operation. Connecting has a limit of its own, since all are there by then: a member that dies in
-    the middle of it must not hold the others for as long as a slow step may take.
+    timeout: s, of every operation
+    connect: s, for all to connect once all are there
     """
 
-    def __init__(self, store: Store, index: int, size: int, host: str, timeout: float) -> None:
+    def __init__(self, store: Store, index: int, size: int, host: str, timeout: float, connect: float) -> None:
         self.index, self.size = index, size
         self.limit = timedelta(seconds=timeout)
         self.device = torch.device("cpu")
         options = _backend_class._Options()
         device, port = _listen(host)
-        options._devices, options._threads, options._timeout = [device], 1, _CONNECT + size * _CONNECT_EACH
+        options._devices, options._threads, options._timeout = [device], 1, timedelta(seconds=connect)
         store.set(f"port{self.index}", str(port))
         ports = [int(store.get(f"port{i}")) for i in range(self.size)]
         self._ports = dict(enumerate(ports))

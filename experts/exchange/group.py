@@ -39,11 +39,16 @@ def build_group(
     host: str,
     timeout: float = TIMEOUT,
     deadline: float = BUILD_DEADLINE,
+    connect: float = BUILD_DEADLINE,
 ) -> Group:
     """Meet the epoch's other members at the store and connect to all of them; the epoch is the store's prefix.
 
-    index: this member's number of `size`; host: address of this machine that the others reach; timeout: s per
-    operation; deadline: s until all must have met. The store is used through a clone, so that waiting here holds
+    index: this member's number of `size`; host: address of this machine that the others reach
+    timeout: s per operation
+    deadline: s until all must have met
+    connect: s for gloo to connect them then
+
+    The store is used through a clone, so that waiting here holds
     up no one else. Raises RankLost (step -1) when the members did not come together.
     """
     started = time.monotonic()
@@ -55,7 +60,7 @@ def build_group(
         if device.startswith("cuda"):
             group = NcclGroup(meeting, index, size, device, timeout, deadline)
         else:
-            group = GlooGroup(meeting, index, size, host, timeout)
+            group = GlooGroup(meeting, index, size, host, timeout, connect)
     except RuntimeError as error:
         waited = time.monotonic() - started
         raise RankLost(epoch, -1, f"the group did not come together in {waited:.1f} s: {error}") from error

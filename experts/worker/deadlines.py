@@ -16,6 +16,7 @@ class Deadlines:
     named: that an engine whose group broke waits for the supervisor to say who died
     group: of every collective
     build: for all members of a next epoch to come together
+    connect, connect_each: of it, to connect once all are there: one that dies then must not hold the others for long
     enter: for all of them to begin a step of it
     suspend: for a rank whose epoch broke to come out of its step
     switch: for all ranks to end a step under a placement that all offered
@@ -32,6 +33,8 @@ class Deadlines:
     named: float = 15.0
     group: float = 30.0
     build: float = 15.0
+    connect: float = 2.0
+    connect_each: float = 0.1
     enter: float = 10.0
     suspend: float = 15.0
     switch: float = 10.0
@@ -45,6 +48,10 @@ class Deadlines:
         assert self.culprit + self.verdict < self.named, "an engine waits until the supervisor knows who died"
         assert self.build < self.hangs, "a rank that builds a group does not count as hung"
         assert 2 * self.answer < self.relay, "who asks others hears of those that did not answer"
+
+    def connecting(self, members: int) -> float:
+        """For so many members to connect, once all are there."""
+        return min(self.connect + members * self.connect_each, self.build)
 
 
 DEADLINES = Deadlines()
