@@ -133,8 +133,9 @@ class Placement:
             holders = np.zeros((self.ranks, self.experts), dtype=np.bool_)
             rank, slot = np.nonzero(row >= 0)
             holders[rank, row[rank, slot]] = True
-            for expert in np.flatnonzero(holders.sum(axis=0) == 1).tolist():
-                found.setdefault(int(holders[:, expert].argmax()), []).append((layer, expert))
+            alone, holder = np.flatnonzero(holders.sum(axis=0) == 1), holders.argmax(axis=0)
+            for owner, expert in zip(holder[alone].tolist(), alone.tolist(), strict=True):
+                found.setdefault(owner, []).append((layer, expert))
         return found
 
     def copies(self) -> IntArray:

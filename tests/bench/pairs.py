@@ -63,13 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("other", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--streams", type=int, action="append", default=[])
-    own, _, options = " ".join(sys.argv[1:] if arguments is None else arguments).partition(" -- ")
-    chosen = parser.parse_args(own.split())
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    own = words.index("--") if "--" in words else len(words)
+    chosen, options = parser.parse_args(words[:own]), words[own + 1 :]
     streams, other = chosen.streams or [1, 32], chosen.other.resolve()
     pairs: list[tuple[dict[str, float], dict[str, float]]] = []
     for number in range(chosen.rounds):
         order = (HERE, other) if number % 2 else (other, HERE)
-        found = {source: measure(source, streams, options.split()) for source in order}
+        found = {source: measure(source, streams, options) for source in order}
         pairs.append((found[HERE], found[other]))
         print(json.dumps({"round": number, "this": found[HERE], "other": found[other]}), flush=True)
     for name in pairs[0][0]:

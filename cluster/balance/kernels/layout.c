@@ -28,9 +28,9 @@ static void sink(item *heap, int n, int i) {
     }
 }
 
-// A full layout: min_copies of each expert, then copies where tokens per copy are most, then the heaviest copy onto the rank that is least busy, has
-// room and no copy of it (with spread, nor a rank of its node, while there is a choice). load: [experts]. Slots that are not
-// ABSENT are filled. Returns 0, or -1 when some expert found no slot or memory ran out.
+// A full layout: min_copies of each expert, then copies where tokens per copy are most. Then the heaviest copy goes to the
+// rank that is least busy, has room and no copy of it (with spread, nor a rank of its node, while there is a choice).
+// load: [experts]. Slots that are not ABSENT are filled. Returns 0, or -1 when some expert found no slot or memory ran out.
 int tokenyard_layout(const problem *p, int16_t *held) {
     int E = p->experts, R = p->ranks, S = p->slots_per_rank, room = 0, alive = 0;
     int *free_slots = calloc(R, sizeof(int)), *copies = malloc(sizeof(int) * E), done = -1, made = 0;
@@ -129,15 +129,17 @@ static void count(repair *s) {
     for (int r = 0; r < p->ranks; r++)
         for (int k = r * p->slots_per_rank; k < (r + 1) * p->slots_per_rank; k++) {
             int twin = 0;
-            for (int j = r * p->slots_per_rank; j < k && !twin; j++) twin = s->held[j] == s->held[k];
             if (s->held[k] < 0 || p->pace[r] <= 0) continue;
+            for (int j = r * p->slots_per_rank; j < k && !twin; j++) twin = s->held[j] == s->held[k];
             if (twin)
                 s->held[k] = EMPTY;
             else
                 s->copies[s->held[k]]++;
         }
-    for (int e = 0; e < p->experts; e++)
-        if (s->copies[e]) add_time(s, e, p->load[e] / s->copies[e]);
+    for (int k = 0; k < p->ranks * p->slots_per_rank; k++) {
+        int e = s->held[k], r = k / p->slots_per_rank;
+        if (e >= 0 && p->pace[r] > 0) s->time[r] += p->load[e] / s->copies[e] * p->pace[r];
+    }
 }
 
 static void clear(repair *s, int slot) {

@@ -5,21 +5,21 @@ from collections.abc import Sequence
 import pytest
 
 from experts.epoch.machine import Action, Attempt, EpochMachine, Event, Propose
-from tests.experts.epoch.epoch_world import World
+from tests.experts.epoch.epoch_supervisor import wrong_in
 
 HISTORIES, MANY = 10_000, 200_000
 
 
 def test_histories() -> None:
     for seed in range(HISTORIES):
-        wrong = World(seed).run()
+        wrong = wrong_in(seed)
         assert not wrong, f"seed {seed}: {wrong[:3]}"
 
 
 @pytest.mark.slow
 def test_many_histories() -> None:
     for seed in range(HISTORIES, MANY):
-        wrong = World(seed).run()
+        wrong = wrong_in(seed)
         assert not wrong, f"seed {seed}: {wrong[:3]}"
 
 
@@ -63,4 +63,4 @@ GUARDS = {
 @pytest.mark.parametrize("guard", GUARDS)
 def test_each_guard_is_needed(guard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EpochMachine, *GUARDS[guard])
-    assert any(World(seed).run() for seed in range(HISTORIES)), f"no history needs the guard: {guard}"
+    assert any(wrong_in(seed) for seed in range(HISTORIES)), f"no history needs the guard: {guard}"
