@@ -11,7 +11,7 @@ from experts.exchange.base import Exchange
 from experts.layers import ExpertLayers
 from experts.threads import in_own_thread
 from experts.worker.pause import Pause
-from experts.worker.worker import Held, Progress, Ring, StepBody, Worker, WorkerOrder
+from experts.worker.worker import Held, Progress, StepBody, Worker, WorkerOrder
 from router_svc.engine.config import EngineConfig
 from router_svc.engine.step_loop import Engine
 from router_svc.link.server import LinkServer
@@ -77,13 +77,8 @@ class AttentionWorker(Worker):
         self._deliver = link.deliver
         self.link_port = await link.start(self.order.seat.node_ip)
 
-    def body(
-        self, exchange: Exchange, layers: ExpertLayers, ring: Ring, planned: bool, pause: Pause | None
-    ) -> StepBody:
-        self._engine = Engine(
-            self._model, layers, exchange, self.bell, self._config, self._cache, self._deliver, ring,
-            pause,
-        )  # fmt: skip
+    def body(self, exchange: Exchange, layers: ExpertLayers, planned: bool, pause: Pause | None) -> StepBody:
+        self._engine = Engine(self._model, layers, exchange, self._config, self._cache, self._deliver, pause)
         return self._engine
 
     def post(self, message: Message) -> None:

@@ -15,7 +15,6 @@ from experts.layers import ExpertLayers
 from experts.placement import Placement
 from experts.slots.loader import load_slots
 from experts.slots.slots import ExpertSlots
-from experts.worker.doorbell import Doorbell
 from experts.worker.pause import Pause
 from router_svc.engine.config import EngineConfig
 from router_svc.engine.step_loop import Engine
@@ -63,11 +62,10 @@ class Harness:
             torch.float32,
             device,
         )
-        bell = Doorbell()
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.engine = Engine(
             build_model(spec, reader, torch.float32, device),
-            self.experts, exchange, bell, self.config, cache, self._deliver, bell.ring, pause,
+            self.experts, exchange, self.config, cache, self._deliver, pause,
         )  # fmt: skip
         self.thread = threading.Thread(target=self.engine.run, daemon=True)
 

@@ -17,16 +17,16 @@ from experts.checkpoint.reader import CheckpointReader
 from experts.epoch.agreement import StepWish
 from experts.errors import RankLost
 from experts.exchange.base import Exchange
+from experts.exchange.doorbell import Moment
 from experts.exchange.wire import Route
 from experts.layers import ExpertLayers
 from experts.slots.ffn import torch_swiglu
 from experts.slots.loader import load_slots
 from experts.slots.slots import ExpertSlots
 from experts.threads import in_own_thread
-from experts.worker.doorbell import Moment
 from experts.worker.host import WorkerProcess
 from experts.worker.pause import Pause
-from experts.worker.worker import Held, Progress, Ring, StepBody, Worker, WorkerOrder
+from experts.worker.worker import Held, Progress, StepBody, Worker, WorkerOrder
 
 _CHECKED = 64  # tokens whose sums are compared in every step and layer
 
@@ -71,10 +71,8 @@ class SourceWorker(Worker):
         super().__init__(order, held)
         self.everything, self.source = everything, order
 
-    def body(
-        self, exchange: Exchange, layers: ExpertLayers, ring: Ring, planned: bool, pause: Pause | None
-    ) -> StepBody:
-        self.loop = SourceLoop(self.source, self.everything, layers, ring)
+    def body(self, exchange: Exchange, layers: ExpertLayers, planned: bool, pause: Pause | None) -> StepBody:
+        self.loop = SourceLoop(self.source, self.everything, layers)
         return self.loop
 
 
@@ -102,11 +100,11 @@ class SourceProcess(WorkerProcess):
 class SourceLoop:
     """The step loop: a StepBody."""
 
-    def __init__(self, order: SourceOrder, everything: ExpertSlots, layers: ExpertLayers, ring: Ring) -> None:
+    def __init__(self, order: SourceOrder, everything: ExpertSlots, layers: ExpertLayers) -> None:
         self.lost = ""
         self.left = 0
         self.results = SourceResults()
-        self._order, self._all, self._layers, self._ring = order, everything, layers, ring
+        self._order, self._all, self._layers = order, everything, layers
         self._wanted = threading.Condition()
         self._empty = self._stopping = False
         self._next: Moment = (layers.exchange.epoch, 0)
@@ -157,7 +155,7 @@ class SourceLoop:
             busy, stopping, self._empty = self.left > 0 and not self._stopping, self._stopping, False
         exchange = self._layers.exchange
         routes = self._routes() if busy else []
-        self._ring(self._next)
+        exchange.control.ring(self._next)
         began, started = time.time(), time.perf_counter()
         header = exchange.open_step(StepWish(decode=self._order.tokens if busy else 0, stop=stopping))
         self._next = (header.epoch, header.step + 1)

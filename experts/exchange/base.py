@@ -15,6 +15,7 @@ from experts.dump import StepMoment
 from experts.epoch.agreement import StepHeader, StepWish
 from experts.epoch.membership import EpochRecord
 from experts.exchange.block import BlockForm
+from experts.exchange.control import Control
 from experts.exchange.split import SplitPolicy
 from experts.exchange.wire import ExpertBatch, Route
 from experts.placement import Placement
@@ -80,9 +81,11 @@ class Exchange(ABC):
     """Moves tokens between the members of one epoch after another. Raises RankLost when a member is gone.
 
     member: this rank's place in the group of `size`, by which a header's tuples are read, and epoch: both as of the
-    newest header; version: of the placement in the newest header; lockstep: whether other ranks wait for this one's calls.
+    newest header; version: of the placement in the newest header; lockstep: whether other ranks wait for this one's calls;
+    control: how the ranks speak beside tokens.
     """
 
+    control: Control
     counters: ExchangeCounters
     member: int
     size: int
@@ -157,4 +160,4 @@ class Exchange(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Drop the group at once, which releases peers that wait on this rank. Callable from any thread."""
+        """Forget an epoch that was prepared, and abort the one under way (see Control.abort). Callable from any thread."""

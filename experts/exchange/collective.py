@@ -20,8 +20,11 @@ from experts.epoch.membership import EpochRecord, Membership
 from experts.errors import RankLost
 from experts.exchange.base import DispatchHandle, Exchange, ExchangeCounters, ExchangeOrder, Meeting
 from experts.exchange.block import BlockForm, Blocks, Stamp, write_stamp
+from experts.exchange.control import Ring
+from experts.exchange.doorbell import Doorbell
 from experts.exchange.flight import Dispatch, LayerPlan
 from experts.exchange.group import build_group, connect_store
+from experts.exchange.group_control import GroupControl
 from experts.exchange.guard import GuardedGroup
 from experts.exchange.routing import Tables
 from experts.exchange.sizes import COLLECTIVE_BYTES, bucket, pads
@@ -54,11 +57,12 @@ class CollectiveExchange(Exchange):
 
     rank: this member's seat; placement: of seats 0 .. R-1, of which those without a member hold nothing; form: what rows
     look like; budget: tokens of a whole step over all ranks; policy: of the split;
-    collective_bytes: see `sizes`. Every method raises RankLost once a member is
+    collective_bytes: see `sizes`; control: None = nobody rings for this member. Every method raises RankLost once a member is
     gone, a payload is of another step, or the exchange was closed.
     """
 
     lockstep = True
+    control: GroupControl
 
     def __init__(
         self,
@@ -70,8 +74,10 @@ class CollectiveExchange(Exchange):
         budget: int,
         policy: SplitPolicy | None = None,
         collective_bytes: int = COLLECTIVE_BYTES,
+        control: GroupControl | None = None,
     ) -> None:
         assert membership.index(rank) == group.index, (rank, group.index)
+        self.control = control or GroupControl(Doorbell())
         self.counters = ExchangeCounters()
         self._rank = rank
         self._form, self._budget, self._collective_bytes = form, budget, collective_bytes
@@ -91,11 +97,12 @@ class CollectiveExchange(Exchange):
         self._enter(GuardedGroup(group, membership, self.counters), placement.version)
 
     @classmethod
-    def join(cls, order: ExchangeOrder, record: EpochRecord) -> "CollectiveExchange":
+    def join(cls, order: ExchangeOrder, record: EpochRecord, bell: Doorbell, ring: Ring) -> "CollectiveExchange":
         """Meet the members of an epoch and build their group; blocks until all have come. Raises RankLost."""
         exchange = cls(
-            _meet(order, record), record.membership, order.rank, order.placement, order.form, order.budget, order.policy
-        )
+            _meet(order, record), record.membership, order.rank, order.placement, order.form, order.budget, order.policy,
+            control=GroupControl(bell, ring),
+        )  # fmt: skip
         exchange._meet = partial(_meet, order)
         return exchange
 
@@ -203,7 +210,7 @@ class CollectiveExchange(Exchange):
 
     def close(self) -> None:
         self._forget_next()
-        self._group.close()
+        self.control.abort()
 
     def _ask(self, wish: StepWish) -> StepHeader | GoTo:
         """What all members do next, from what each brings. Raises RankLost where one is at another step."""
@@ -217,7 +224,7 @@ class CollectiveExchange(Exchange):
         mine = Row(self.epoch, step, newest, wish.decode, wish.prefill, int(wish.stop), ready)
         leaving = False
         try:
-            answer = agree(group.gather(mine), self.epoch, step, self._budget)
+            answer = agree(self.control.gather(mine), self.epoch, step, self._budget)
             leaving = isinstance(answer, GoTo)
         finally:
             if not leaving:
@@ -235,6 +242,7 @@ class CollectiveExchange(Exchange):
     def _enter(self, group: GuardedGroup, version: int) -> None:
         """Begin an epoch under a placement version."""
         self._group = group
+        self.control.enter(group)
         self.member, self.size, self.epoch = group.index, group.size, group.epoch
         nothing = (0,) * group.size
         self._header = StepHeader(group.epoch, -1, version, nothing, nothing, False)

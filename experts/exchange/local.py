@@ -12,6 +12,8 @@ from experts.epoch.agreement import Row, StepHeader, StepWish, agree
 from experts.epoch.membership import EpochRecord
 from experts.errors import RankLost
 from experts.exchange.base import CombineHandle, DispatchHandle, Exchange, ExchangeCounters, ExchangeOrder, Meeting
+from experts.exchange.control import OwnControl, Ring
+from experts.exchange.doorbell import Doorbell
 from experts.exchange.split import SplitPolicy, SplitTable
 from experts.exchange.wire import ExpertBatch, Route
 from experts.placement import Placement
@@ -41,10 +43,18 @@ class LocalDispatch:
 
 
 class LocalExchange(Exchange):
-    """The exchange of a group of one. budget: tokens of a whole step, decode included."""
+    """The exchange of a group of one.
 
-    def __init__(self, placement: Placement, budget: int, device: torch.device | str = "cpu", epoch: int = 0) -> None:
+    budget: tokens of a whole step, decode included
+    bell: None: one of its own
+    """
+
+    def __init__(
+        self, placement: Placement, budget: int, device: torch.device | str = "cpu", epoch: int = 0,
+        bell: Doorbell | None = None,
+    ) -> None:  # fmt: skip
         assert placement.ranks == 1, f"one process holds all slots, the placement has {placement.ranks} ranks"
+        self.control = OwnControl(bell or Doorbell())
         self.counters = ExchangeCounters()
         self.member, self.size = 0, 1
         self.lockstep = False
@@ -56,14 +66,13 @@ class LocalExchange(Exchange):
         self._lock = threading.Lock()  # of what other threads leave for the step thread
         self._offered: tuple[Placement, Callable[[], None] | None] | None = None
         self._next = epoch
-        self._closed = False
         self._use(placement)
 
     @classmethod
-    def join(cls, order: ExchangeOrder, record: EpochRecord) -> "LocalExchange":
+    def join(cls, order: ExchangeOrder, record: EpochRecord, bell: Doorbell, ring: Ring) -> "LocalExchange":
         """The only member's end of an epoch."""
         assert record.membership.size == 1, f"one process has one rank, the epoch has {record.membership.size}"
-        return cls(order.placement, order.budget, order.device, record.membership.epoch)
+        return cls(order.placement, order.budget, order.device, record.membership.epoch, bell)
 
     @property
     def version(self) -> int:
@@ -96,19 +105,17 @@ class LocalExchange(Exchange):
             offered, self._offered = self._offered, None
             if self._next != self.epoch:
                 self.epoch, self._step = self._next, -1
-        if self._closed:
-            raise RankLost(self.epoch, self._step, "the exchange was closed")
+        step, newest = self._step + 1, self._version if offered is None else offered[0].version
+        row = Row(self.epoch, step, newest, wish.decode, wish.prefill, int(wish.stop), self.epoch)
+        answer = agree(self.control.gather(row), self.epoch, step, self._budget)
+        assert isinstance(answer, StepHeader), "one member is at its own step, and ready for its own epoch"
         if offered is not None:
             placement, switch = offered
             if switch is not None:
                 switch()
             self._use(placement)
-        self._step = step = self._step + 1
+        self._step, self._layer = step, -1
         self.counters.steps += 1
-        self._layer = -1
-        row = Row(self.epoch, step, self._version, wish.decode, wish.prefill, int(wish.stop), self.epoch)
-        answer = agree([row], self.epoch, step, self._budget)
-        assert isinstance(answer, StepHeader), "one member is at its own step, and ready for its own epoch"
         return answer
 
     def moment(self) -> StepMoment:
@@ -124,7 +131,7 @@ class LocalExchange(Exchange):
         return LocalDispatch(ExpertBatch(x, slots, route.weights))
 
     def close(self) -> None:
-        self._closed = True
+        self.control.abort()
 
     def _use(self, placement: Placement) -> None:
         self._version = placement.version

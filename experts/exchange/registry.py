@@ -7,15 +7,17 @@ from experts.epoch.membership import EpochRecord
 from experts.errors import UserError
 from experts.exchange.base import Exchange, ExchangeOrder
 from experts.exchange.collective import CollectiveExchange
+from experts.exchange.control import Ring
+from experts.exchange.doorbell import Doorbell
 from experts.exchange.local import LocalExchange
 
 
 @dataclass(frozen=True, slots=True)
 class ExchangeKind:
-    """join: takes a seat in an epoch, blocks until all members have come, raises RankLost; meets: whether they meet at
-    the store that the epoch's record names."""
+    """join: takes a seat in an epoch, blocks until all members have come, raises RankLost; its bell is what the others ring,
+    and what it calls to ring all; meets: whether they meet at the store that the epoch's record names."""
 
-    join: Callable[[ExchangeOrder, EpochRecord], Exchange]
+    join: Callable[[ExchangeOrder, EpochRecord, Doorbell, Ring], Exchange]
     meets: bool
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from experts.dump import ProcessDump, dump_here
 from experts.epoch.membership import EpochRecord
+from experts.exchange.doorbell import Moment
 from experts.exchange.split import SplitPolicy
 from experts.placement import Placement
 from experts.slots.loads import StepLoads
 from experts.slots.migrate import Move, Staged
 from experts.threads import in_own_thread
 from experts.worker.deadlines import DEADLINES
-from experts.worker.doorbell import Moment
 from experts.worker.lease import Lease
 from experts.worker.remote import tell
 from experts.worker.worker import RankReport, Standing, Worker, WorkerOrder

@@ -5,8 +5,8 @@ import logging
 from experts.epoch.agreement import StepWish
 from experts.errors import RankLost
 from experts.exchange.base import Exchange
+from experts.exchange.doorbell import Moment
 from experts.layers import ExpertLayers
-from experts.worker.doorbell import Doorbell, Moment
 from experts.worker.pause import Pause
 
 log = logging.getLogger(__name__)
@@ -16,13 +16,12 @@ class ExpertRankLoop:
     """Takes part in every step of its group; sleeps while the group is idle."""
 
     def __init__(
-        self, layers: ExpertLayers, exchange: Exchange, doorbell: Doorbell, awaited: bool = False,
-        pause: Pause | None = None,
-    ) -> None:  # fmt: skip
+        self, layers: ExpertLayers, exchange: Exchange, awaited: bool = False, pause: Pause | None = None
+    ) -> None:
         """awaited: the others come to the first step by themselves, nobody will ring for it; pause: where it waits once
         its epoch broke, None: nothing follows."""
         self.lost = ""  # why the loop ended, empty when it was asked to
-        self._layers, self._exchange, self._doorbell = layers, exchange, doorbell
+        self._layers, self._exchange = layers, exchange
         self._pause = pause
         self._next: Moment = (exchange.epoch, 0)
         self._busy = awaited
@@ -67,7 +66,7 @@ class ExpertRankLoop:
 
     def _sleep(self) -> None:
         if not self._busy:
-            self._doorbell.wait_for(self._next)
+            self._exchange.control.wait_for(self._next)
 
     def _step(self) -> bool:
         header = self._exchange.open_step(StepWish())

@@ -23,6 +23,8 @@ from experts.epoch.membership import EpochRecord, Member
 from experts.errors import RankLost
 from experts.exchange.base import Exchange, ExchangeCounters, ExchangeOrder
 from experts.exchange.block import BlockForm
+from experts.exchange.control import Ring
+from experts.exchange.doorbell import Doorbell
 from experts.exchange.registry import exchange_kind
 from experts.exchange.split import SplitPolicy
 from experts.layers import ExpertLayers
@@ -34,13 +36,10 @@ from experts.slots.slots import ExpertSlots
 from experts.slots.weights_server import WeightServer
 from experts.spec import ExpertsSpec
 from experts.threads import in_own_thread
-from experts.worker.doorbell import Doorbell, Moment
 from experts.worker.pause import Pause
 from experts.worker.rank_loop import ExpertRankLoop
 
-_NEVER_RUN = 1 << 62  # a step after all that any epoch has
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
-Ring = Callable[[Moment], None]  # asks every rank of the group for a step; never blocks
 
 
 class Superseded(Exception):
@@ -196,6 +195,7 @@ class Worker:
     ) -> None:
         """Take the seat in an epoch and run its steps; blocks until all members have come. Raises RankLost.
 
+        ring: asks every rank of the group, this one included, for a step; never blocks
         ended: gets, from the step thread, why the steps ended, empty when they were asked to
         broke: gets, from it, why they broke; it waits then until `recover` or `leave`. None: they end
         """
@@ -207,11 +207,11 @@ class Worker:
         wanted = ExchangeOrder(
             order.seat.rank, order.seat.node_ip, order.device, order.placement, form, order.budget, order.policy
         )
-        exchange = exchange_kind(order.exchange).join(wanted, record)
+        exchange = exchange_kind(order.exchange).join(wanted, record, self.bell, ring)
         slots = held.slots if held is not None else None
         layers = ExpertLayers(order.spec, exchange, slots, order.dtype, order.device, self._crew)
         layers.loads.on_news = self.on_steps
-        body = self.body(exchange, layers, ring, record.planned, None if broke is None else self._pause)
+        body = self.body(exchange, layers, record.planned, None if broke is None else self._pause)
         self.joined = Joined(exchange, layers, body)
 
         def broken(what: str) -> None:  # a body deals with its exceptions itself: this is the worst case
@@ -220,12 +220,10 @@ class Worker:
 
         self._thread = watch_thread("step-loop", lambda: self._run(body, ended), broken, returns=True)
 
-    def body(
-        self, exchange: Exchange, layers: ExpertLayers, ring: Ring, planned: bool, pause: Pause | None
-    ) -> StepBody:
+    def body(self, exchange: Exchange, layers: ExpertLayers, planned: bool, pause: Pause | None) -> StepBody:
         """What the step thread is to run. planned: the others come to the first step by themselves; pause: where it waits
         once its epoch broke."""
-        return ExpertRankLoop(layers, exchange, self.bell, awaited=planned, pause=pause)
+        return ExpertRankLoop(layers, exchange, awaited=planned, pause=pause)
 
     def prepare(self, record: EpochRecord) -> None:
         """Get ready for the next epoch beside the running steps; blocks until all its members have come. Raises RankLost."""
@@ -249,7 +247,6 @@ class Worker:
         with self._entering:
             self._given_up = max(self._given_up, given_up)
             exchange.close()
-        self.bell.ring((exchange.epoch, _NEVER_RUN))  # a loop that sleeps finds the group closed
         if not self._pause.held(seconds):
             raise RankLost(exchange.epoch, -1, f"the step thread has ended, or not stopped within {seconds:g} s")
         return Standing(exchange.epoch, exchange.version, exchange.newest)
@@ -300,7 +297,6 @@ class Worker:
         if self.joined is not None:
             self.joined.body.fail(reason)
             self.joined.exchange.close()
-            self.bell.ring((self.joined.exchange.epoch, _NEVER_RUN))  # a loop that sleeps finds the group closed
 
     def close(self) -> None:
         """Serve no expert to peers any more: the last call."""

@@ -14,8 +14,8 @@ import torch
 from experts.epoch.agreement import StepHeader, StepWish
 from experts.errors import RankLost
 from experts.exchange.base import Exchange
+from experts.exchange.doorbell import Moment
 from experts.layers import ExpertLayers
-from experts.worker.doorbell import Doorbell, Moment
 from experts.worker.pause import Pause
 from router_svc.engine.builder import build_batch
 from router_svc.engine.config import EngineConfig
@@ -63,22 +63,18 @@ class Engine:
         model: CausalModel,
         layers: ExpertLayers,
         exchange: Exchange,
-        doorbell: Doorbell,
         config: EngineConfig,
         cache: KVCache,
         deliver: Callable[[list[Event]], None],
-        ring: Callable[[Moment], None],
         pause: Pause | None = None,
     ) -> None:
         """pause: where it waits once its epoch broke, with all its sequences; None: nothing follows.
 
         deliver: takes a step's events, from the step thread (or a failing one), and never blocks.
-
-        ring: asks all ranks of the group, this one included, to run a step; never blocks.
         """
         self._model, self._layers, self._exchange = model, layers, exchange
-        self._doorbell, self._config, self._cache = doorbell, config, cache
-        self._deliver, self._ring, self._pause = deliver, ring, pause
+        self._control, self._config, self._cache = exchange.control, config, cache
+        self._deliver, self._pause = deliver, pause
         self._intake = Intake(config.max_queue_len)
         self._pages = KVPages(config.kv_blocks)
         self._scheduler = Scheduler(config, self._pages)
@@ -99,7 +95,7 @@ class Engine:
             self._deliver([refusal])
             return
         if self._idle:  # read after the put; the loop looks the other way round
-            self._ring(self._next)
+            self._control.ring(self._next)
 
     def fail(self, reason: str) -> None:
         """End everything with UNAVAILABLE and `reason`, now and from now on."""
@@ -108,11 +104,11 @@ class Engine:
     def stop(self) -> None:
         """Ask the whole group to end its loops after the next step."""
         self._stopping = True
-        self._ring(self._next)
+        self._control.ring(self._next)
 
     def nudge(self) -> None:
         """Have the group run a step although nobody has tokens: a new placement comes into use by it."""
-        self._ring(self._next)
+        self._control.ring(self._next)
 
     def stats(self) -> EngineStats:
         """What the last finished step left; of an engine that takes nothing any more, nothing runs."""
@@ -291,9 +287,9 @@ class Engine:
             return
         self._idle = True
         if self._stopping or self._intake or any(self._scheduler.wish()):
-            self._ring(self._next)
-        while not self._doorbell.wait_for(self._next, self._patience()):
-            self._ring(self._next)  # the deadline of a held request passed: the step expires it
+            self._control.ring(self._next)
+        while not self._control.wait_for(self._next, self._patience()):
+            self._control.ring(self._next)  # the deadline of a held request passed: the step expires it
         self._idle = False
 
     def _patience(self) -> float | None:

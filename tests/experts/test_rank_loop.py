@@ -11,15 +11,16 @@ from experts.epoch.agreement import StepWish
 from experts.epoch.membership import Member
 from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
+from experts.exchange.control import Control
 from experts.exchange.wire import Route
 from experts.layers import ExpertLayers
 from experts.placement import Placement
 from experts.slots.ffn import swiglu_reference
 from experts.slots.slots import ExpertSlots
-from experts.worker.doorbell import Doorbell
 from experts.worker.rank_loop import ExpertRankLoop
 from tests.experts.exchange.groups import membership, random_inputs, run_members
 from tests.experts.small_experts import SPEC, all_weights
+from tests.patience import PATIENCE
 
 FORM = BlockForm(SPEC.hidden, SPEC.top_k, torch.float32)
 PLACEMENT = Placement.first(2, SPEC.experts, 2, 5)
@@ -37,19 +38,22 @@ def filled_slots(rank: int) -> ExpertSlots:
 
 
 def run_cluster(
-    drive: Callable[[CollectiveExchange, ExpertLayers, list[Doorbell]], None],
+    drive: Callable[[CollectiveExchange, ExpertLayers, list[Control]], None],
 ) -> tuple[list[str], list[int]]:
     """1 + 2: why loops were lost, and the tokens each expert rank computed."""
     members = membership(1, 2)
-    bells = [Doorbell(), Doorbell()]
+    controls: list[Control] = []
+    all_there = threading.Barrier(members.size)
     lost: list[str] = []
 
     def body(exchange: CollectiveExchange, seat: Member) -> int:
+        controls.append(exchange.control)
+        all_there.wait(PATIENCE)
         if seat.role == "attention":
-            drive(exchange, ExpertLayers(SPEC, exchange, None, torch.float32, "cpu"), bells)
+            drive(exchange, ExpertLayers(SPEC, exchange, None, torch.float32, "cpu"), controls)
             return 0
         layers = ExpertLayers(SPEC, exchange, filled_slots(seat.rank), torch.float32, "cpu")
-        loop = ExpertRankLoop(layers, exchange, bells[seat.rank])
+        loop = ExpertRankLoop(layers, exchange)
         loop.run()
         lost.extend(filter(None, [loop.lost]))
         return int(layers.loads.snapshot().sum())
@@ -57,16 +61,16 @@ def run_cluster(
     return lost, run_members(members, PLACEMENT, FORM, body)
 
 
-def ring(bells: list[Doorbell], step: int) -> None:
-    for bell in bells:
-        bell.ring((0, step))
+def ring(controls: list[Control], step: int) -> None:
+    for control in controls:
+        control.ring((0, step))
 
 
 def test_computes_sleeps_and_ends_with_the_group() -> None:
     w13, w2 = all_weights()
 
-    def drive(exchange: CollectiveExchange, layers: ExpertLayers, bells: list[Doorbell]) -> None:
-        ring(bells, 0)
+    def drive(exchange: CollectiveExchange, layers: ExpertLayers, controls: list[Control]) -> None:
+        ring(controls, 0)
         for step in range(2):
             exchange.open_step(StepWish(decode=6))
             for layer in range(2):
@@ -77,7 +81,7 @@ def test_computes_sleeps_and_ends_with_the_group() -> None:
         before = time.process_time()
         time.sleep(0.4)
         assert time.process_time() - before < 0.15, "idle ranks cost processor time"
-        ring(bells, 3)
+        ring(controls, 3)
         exchange.open_step(StepWish(stop=True))
 
     lost, counted = run_cluster(drive)
@@ -88,8 +92,8 @@ def test_computes_sleeps_and_ends_with_the_group() -> None:
 def test_a_lost_member_is_told_once_and_ends_the_loop() -> None:
     gone = threading.Event()
 
-    def drive(exchange: CollectiveExchange, layers: ExpertLayers, bells: list[Doorbell]) -> None:
-        ring(bells, 0)
+    def drive(exchange: CollectiveExchange, layers: ExpertLayers, controls: list[Control]) -> None:
+        ring(controls, 0)
         exchange.open_step(StepWish(decode=1))
         time.sleep(0.1)  # the expert ranks wait in dispatch
         exchange.close()

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from experts.worker.doorbell import Doorbell
+from experts.exchange.doorbell import Doorbell
 from tests.patience import PATIENCE
 
 
