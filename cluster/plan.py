@@ -1,4 +1,7 @@
-"""ServePlan: a checked start. Everything that can be known to fail is found here, before any process or weight."""
+"""ServePlan: a checked start, with its seats, placement and memory for keys and values.
+
+Everything that can be known to fail is found here, before any process or weight.
+"""
 
 import logging
 from dataclasses import dataclass, replace
@@ -45,9 +48,12 @@ class Balancing:
 
 @dataclass(frozen=True, slots=True)
 class ServePlan:
-    """What a rank or an ingress needs to know to start; picklable. most_threads: of any process, as the machine and the
-    user allow; min_copies: ranks that hold each expert, where slots allow; user_folder: the folder that `serve` was started
-    in, where a policy of the user's own is looked for."""
+    """What a rank or an ingress needs to know to start; picklable.
+
+    most_threads: of any process, as the machine and the user allow
+    min_copies: ranks that hold each expert, where slots allow
+    user_folder: the folder that `serve` was started in, where a policy of the user's own is looked for
+    """
 
     folder: Path
     spec: ModelSpec

@@ -41,7 +41,11 @@ def one_address(host: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Where a server is to listen. host: an address or a name, without brackets; port: 0 = any free one."""
+    """Where a server is to listen.
+
+    host: an address or a name, without brackets
+    port: 0 = any free one
+    """
 
     host: str
     port: int

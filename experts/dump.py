@@ -21,9 +21,13 @@ _OURS = ("experts", "router_svc", "cluster")
 
 @dataclass(frozen=True, slots=True)
 class StepMoment:
-    """Where a step thread is. layer: MoE layer, -1 = none of this step yet; phase: what it waits in (header, ids,
-    dispatch, combine), empty where it waits for nobody; seconds: of waiting; peers: ranks that are not known to have
-    sent or received their part of it yet."""
+    """Where a step thread is.
+
+    layer: MoE layer, -1 = none of this step yet
+    phase: what it waits in (header, ids, dispatch, combine), empty where it waits for nobody
+    seconds: of waiting
+    peers: ranks that are not known to have sent or received their part of it yet
+    """
 
     epoch: int
     step: int
@@ -43,8 +47,10 @@ class ThreadDump:
 
 @dataclass(frozen=True, slots=True)
 class ProcessDump:
-    """trouble: why there is no more to say, empty where the process answered; moment: of a rank in an epoch; tasks:
-    named ones of the event loop, each with the line where it waits."""
+    """trouble: why there is no more to say, empty where the process answered
+    moment: of a rank in an epoch
+    tasks: named ones of the event loop, each with the line where it waits
+    """
 
     name: str
     pid: int

@@ -69,7 +69,9 @@ def cores(root: Path = _ROOT) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FreeMemory:
-    """bytes: that this process can still take; where: whose limit that is."""
+    """bytes: that this process can still take
+    where: whose limit that is
+    """
 
     bytes: int
     where: str

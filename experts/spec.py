@@ -7,8 +7,11 @@ from dataclasses import dataclass
 class ExpertNames:
     """Tensor names on disk, with {layer} (the model's layer index) and {expert} as fields.
 
-    gate, up: [I, H]; down: [H, I]. The fused forms are [E, 2I, H] (gate rows first) and [E, H, I], as
-    some third-party saves have them; a reader tries the single names first.
+    gate, up: [I, H]
+    down: [H, I]
+
+    The fused forms are [E, 2I, H] (gate rows first) and [E, H, I], as some third-party saves have them; a reader tries
+    the single names first.
     """
 
     gate: str

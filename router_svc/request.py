@@ -25,11 +25,12 @@ class Code(StrEnum):
 class EngineRequest:
     """One request as an attention rank takes it; its choices share the prompt.
 
-    attempt tells submissions with the same request_id apart, be they retries or resubmissions;
-    deadline is in seconds from arrival, None = none;
-    priority: lower first. prompt_ids: at least one id, all inside the vocabulary (checked by the ingress).
-    request_id: the caller's, with its key's hash where there are keys, so that callers can't meet each other's;
-    body: hash of what the call asks for, which tells whether a call with a known id is the same call.
+    attempt: tells submissions with the same request_id apart, be they retries or resubmissions
+    deadline: in seconds from arrival, None = none
+    priority: lower first
+    prompt_ids: at least one id, all inside the vocabulary (checked by the ingress)
+    request_id: the caller's, with its key's hash where there are keys, so that callers can't meet each other's
+    body: hash of what the call asks for, which tells whether a call with a known id is the same call
     """
 
     request_id: str
@@ -66,11 +67,14 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """New tokens of one choice, of one step. index: position of the first of them among the choice's tokens.
+    """New tokens of one choice, of one step.
 
-    finish_reason: None, "stop" (eos, stop id) or "length". The last event of a choice carries usage:
-    generated tokens of the choice (completion_tokens), and cached_tokens of the prompt that were reused.
-    stop_token_id: the id that ended it (also the last of token_ids).
+    index: position of the first of them among the choice's tokens
+    finish_reason: None, "stop" (eos, stop id) or "length"
+    stop_token_id: the id that ended it (also the last of token_ids)
+
+    The last event of a choice carries usage: generated tokens of the choice (completion_tokens), and cached_tokens of
+    the prompt that were reused.
     """
 
     request_id: str

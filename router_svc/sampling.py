@@ -36,8 +36,10 @@ def parameter(
     """A field that callers may set.
 
     default: None where the service makes one, or where None is a value
-    low, high: the range of a number, or of each bias; open_low: without its lower end
-    least, most: how many texts or ids; longest: of how many characters
+    low, high: the range of a number, or of each bias
+    open_low: without its lower end
+    least, most: how many texts or ids
+    longest: of how many characters
     flag: the command line has it
     """
     bounds = {"low": low, "high": high, "open_low": open_low, "least": least, "most": most, "longest": longest}

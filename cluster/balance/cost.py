@@ -17,9 +17,12 @@ HORIZON = 200  # steps
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """step_seconds: a step's time in experts, over all layers; expert_bytes: one expert of one layer; bandwidth:
-    bytes/s free for moves; horizon: steps that a gain lasts; far: what fetching from another node costs, in fetches from
-    the same one."""
+    """step_seconds: a step's time in experts, over all layers
+    expert_bytes: one expert of one layer
+    bandwidth: bytes/s free for moves
+    horizon: steps that a gain lasts
+    far: what fetching from another node costs, in fetches from the same one
+    """
 
     step_seconds: float = A100_STEP_SECONDS
     expert_bytes: float = HUNYUAN_EXPERT_BYTES

@@ -19,7 +19,10 @@ _JUDGED = ((1, 1.0), (2, 0.5), (3, 0.25))  # intervals ago, weight
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """loads: float64 [L, W, E] tokens; weight: float64 [W], adding up to 1; chosen: per layer, the forecast's name."""
+    """loads: float64 [L, W, E] tokens
+    weight: float64 [W], adding up to 1
+    chosen: per layer, the forecast's name
+    """
 
     loads: FloatArray
     weight: FloatArray

@@ -40,8 +40,12 @@ class _Problem(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class SearchLimits:
-    """How far a search goes. price, far_price: tokens of the slowest rank a move must bring, within a node and between nodes;
-    doubt: standard errors that are taken off a gain first; seconds: then it stops looking."""
+    """How far a search goes.
+
+    price, far_price: tokens of the slowest rank a move must bring, within a node and between nodes
+    doubt: standard errors that are taken off a gain first
+    seconds: then it stops looking
+    """
 
     price: float = 0.0
     far_price: float = 0.0
@@ -52,7 +56,10 @@ class SearchLimits:
 
 
 class LayerPlanner:
-    """One layer's loads on a shape of ranks. load: [W, E] tokens; weight: [W], adding up to 1.
+    """One layer's loads on a shape of ranks.
+
+    load: [W, E] tokens
+    weight: [W], adding up to 1
 
     Layouts are int16 [R*S]; every method returns a new one.
     """

@@ -19,9 +19,15 @@ _PATIENCE = 512  # steps that one rank may be behind another before a step is gi
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepRow:
-    """One step, or several together. source_loads: int64 [A, L, E]; rank_tokens: int64 [R, L] of the epoch's ranks with
-    experts; work: [R] tokens, those of a slot in use at least as many as cost what reading its weights does; seconds: [R] in
-    experts; steps: how many. phase as in the trace file."""
+    """One step, or several together.
+
+    source_loads: int64 [A, L, E]
+    rank_tokens: int64 [R, L] of the epoch's ranks with experts
+    work: [R] tokens, those of a slot in use at least as many as cost what reading its weights does
+    seconds: [R] in experts
+    steps: how many
+    phase as in the trace file
+    """
 
     epoch: int
     step: int
@@ -40,8 +46,12 @@ class StepRow:
 
 
 class LoadCollector:
-    """Takes ranks' steps of one epoch in any order, gives whole ones in order. ranks: the expert seats of the epoch;
-    sources: the members that bring tokens, as numbers of the group; floor: of the split's policy."""
+    """Takes ranks' steps of one epoch in any order, gives whole ones in order.
+
+    ranks: the expert seats of the epoch
+    sources: the members that bring tokens, as numbers of the group
+    floor: of the split's policy
+    """
 
     def __init__(
         self, epoch: int, placement: Placement, ranks: Iterable[int], sources: Iterable[int], floor: float = 0.0
@@ -101,7 +111,9 @@ class History:
     """The newest rows, small steps put together until a row has enough tokens to say something."""
 
     def __init__(self, rows: int, least_pairs: int) -> None:
-        """rows: kept; least_pairs: routed tokens a layer that make a row."""
+        """rows: kept
+        least_pairs: routed tokens a layer that make a row
+        """
         self._rows: deque[StepRow] = deque(maxlen=rows)
         self._least = least_pairs
         self._part: StepRow | None = None

@@ -22,10 +22,14 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class PlanLimits:
-    """max_moves: per layer, None = as many as pay; doubt: standard errors taken off a gain before it pays;
-    layer_seconds: of search per layer, None = by its experts; tried: candidates solved in full per move;
-    threads: layers searched at once; alike: weight of a row in which all experts have equal loads, beside those seen:
-    what is level then can be divided by whole experts, as small batches need it."""
+    """max_moves: per layer, None = as many as pay
+    doubt: standard errors taken off a gain before it pays
+    layer_seconds: of search per layer, None = by its experts
+    tried: candidates solved in full per move
+    threads: layers searched at once
+    alike: weight of a row in which all experts have equal loads, beside those seen: what is level then can be divided by whole
+        experts, as small batches need it
+    """
 
     max_moves: int | None = None
     doubt: float = 1.0
@@ -41,7 +45,9 @@ class PlanLimits:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """table: int64 [L, R*S]; before, after: [L] excess."""
+    """table: int64 [L, R*S]
+    before, after: [L] excess
+    """
 
     table: npt.NDArray[np.int64]
     before: FloatArray
@@ -50,8 +56,11 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """placement: the next one; before, after: [L] predicted excess (slowest rank over the mean, minus 1);
-    moves: [L] experts that some rank must fetch; seconds: spent planning."""
+    """placement: the next one
+    before, after: [L] predicted excess (slowest rank over the mean, minus 1)
+    moves: [L] experts that some rank must fetch
+    seconds: spent planning
+    """
 
     placement: Placement
     before: FloatArray
@@ -144,8 +153,11 @@ def held_by_rank(placement: Placement, experts: int) -> npt.NDArray[np.bool_]:
 def _search(
     rows: Rows, shape: ClusterShape, start: npt.NDArray[np.int16], limits: PlanLimits, price: float, far: float
 ) -> _Found:
-    """Every layer's search from its row of `start` [L, R*S]; price: excess that a move must save; far: how much
-    more between nodes."""
+    """Every layer's search from its row of `start` [L, R*S].
+
+    price: excess that a move must save
+    far: how much more between nodes
+    """
     layers, _, experts = rows.loads.shape
     found = _Found(np.empty((layers, shape.slots), dtype=np.int64), np.zeros(layers), np.zeros(layers))
     speed = float(sum(1 / pace for pace in shape.pace if pace))

@@ -15,9 +15,13 @@ MAX_CELLS = 1 << 30  # layers x slots, or x experts: what a machine can hold sev
 class ClusterShape:
     """Expert ranks and their slots per layer.
 
-    ranks_per_node: 0 = all on one; dead: ranks that hold nothing; speeds: relative, empty = all alike; absent: slots of the
-    table that a rank does not have, as numbers over all ranks; spread: copies of an expert go to different nodes first;
-    nodes: of each rank, where they are not alike; min_copies: that every expert keeps, on as many ranks, where slots allow.
+    ranks_per_node: 0 = all on one
+    dead: ranks that hold nothing
+    speeds: relative, empty = all alike
+    absent: slots of the table that a rank does not have, as numbers over all ranks
+    spread: copies of an expert go to different nodes first
+    nodes: of each rank, where they are not alike
+    min_copies: that every expert keeps, on as many ranks, where slots allow
     """
 
     ranks: int

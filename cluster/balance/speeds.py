@@ -30,8 +30,11 @@ class RankSpeeds:
         self._doubts.pop(rank, None)
 
     def judge(self, ranks: Sequence[int], work: FloatArray, seconds: FloatArray, steps: FloatArray) -> None:
-        """Take in what a number of rows tell. work, seconds: [W, R] tokens' worth of computing, and its time, of each
-        rank; steps: [W] that a row stands for."""
+        """Take in what a number of rows tell.
+
+        work, seconds: [W, R] tokens' worth of computing, and its time, of each rank
+        steps: [W] that a row stands for
+        """
         seen = relative_speeds(work, seconds, steps)
         for rank, speed in zip(ranks, seen.tolist(), strict=True):
             known = self._known.get(rank, 1.0)

@@ -18,7 +18,10 @@ DECODE, PREFILL, BOTH = 0, 1, 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadTrace:
-    """loads: int64 [T, L, E]; source_loads: int64 [T, A, L, E] per attention rank; phase: uint8 [T], see above."""
+    """loads: int64 [T, L, E]
+    source_loads: int64 [T, A, L, E] per attention rank
+    phase: uint8 [T], see above
+    """
 
     loads: IntArray
     source_loads: IntArray | None = None

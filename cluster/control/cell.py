@@ -223,7 +223,9 @@ class Cell:
         self._happened("loaded", f"{seat.title}: {found.read / 1e6:.1f} MB in {time.monotonic() - began:.1f} s")
 
     def _record(self, number: int, members: Sequence[Seat], version: int, planned: bool) -> EpochRecord:
-        """version: of the placement; planned: members come to the first step by themselves."""
+        """version: of the placement
+        planned: members come to the first step by themselves
+        """
         loop = asyncio.get_running_loop()
         if self._store is None and exchange_kind(self._orders.exchange).meets:
             self._store = open_store(HERE, ended=lambda what: loop.call_soon_threadsafe(self._happened, "store", what))

@@ -16,7 +16,12 @@ from experts.placement import Placement
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the policy wants. before, after: predicted excess; moves: experts that ranks fetch; cost: s of transfer."""
+    """What the policy wants.
+
+    before, after: predicted excess
+    moves: experts that ranks fetch
+    cost: s of transfer
+    """
 
     placement: Placement
     before: float

@@ -19,8 +19,11 @@ _PAUSE = 0.5  # s between attempts to open a door again
 
 
 class Doors:
-    """Lives in the supervisor's event loop. supervisor: gives its port; notice: shows what is wrong with a door, empty when
-    it is over."""
+    """Lives in the supervisor's event loop.
+
+    supervisor: gives its port
+    notice: shows what is wrong with a door, empty when it is over
+    """
 
     def __init__(
         self,

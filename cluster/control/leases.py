@@ -16,8 +16,12 @@ log = logging.getLogger(__name__)
 
 
 class Leases:
-    """Lives in the supervisor's event loop. hung: a rank did not answer in `patience` s; trouble: a renewal failed
-    unexpectedly (reported once until one succeeds; it is tried again); ended: no renewals come any more."""
+    """Lives in the supervisor's event loop.
+
+    hung: a rank did not answer in `patience` s
+    trouble: a renewal failed unexpectedly (reported once until one succeeds; it is tried again)
+    ended: no renewals come any more
+    """
 
     def __init__(
         self,

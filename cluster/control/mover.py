@@ -1,4 +1,4 @@
-"""Mover: brings a cluster from the placement in use to another one, in rounds, beside the running steps.
+"""Mover: brings a cluster from one placement to another, in rounds beside the running steps, with limits on rate and memory.
 
 Each round stages experts on the ranks that lack them, offers the placement reached to all, and waits until a step used
 it. Whatever fails leaves the placement in use as it is.
@@ -26,8 +26,11 @@ Note = Callable[[str, str], None]  # kind and text of an event
 
 @dataclass(frozen=True, slots=True)
 class MoveLimits:
-    """expert_bytes: of one slot; bandwidth: bytes/s of moves into a rank; staged_bytes: of a rank, in one round;
-    stage_seconds: for fetching a round's experts, beside what their bytes take."""
+    """expert_bytes: of one slot
+    bandwidth: bytes/s of moves into a rank
+    staged_bytes: of a rank, in one round
+    stage_seconds: for fetching a round's experts, beside what their bytes take
+    """
 
     expert_bytes: int
     bandwidth: float = 500e6
@@ -42,7 +45,11 @@ class MoveLimits:
 
 @dataclass(frozen=True, slots=True)
 class InUse:
-    """What may be in use. placements: by version, with the policy that each was offered with; newest: ever offered."""
+    """What may be in use.
+
+    placements: by version, with the policy that each was offered with
+    newest: ever offered
+    """
 
     placements: dict[int, Placement]
     policies: dict[int, SplitPolicy]
@@ -63,8 +70,12 @@ class Stuck(Exception):
 
 
 class Mover:
-    """One call of `carry_out` at a time. placement, policy: those in use; fetched: experts so far; know: gets each placement
-    before it is offered."""
+    """One call of `carry_out` at a time.
+
+    placement, policy: those in use
+    fetched: experts so far
+    know: gets each placement before it is offered
+    """
 
     def __init__(
         self, seats: Sequence[Seat], placement: Placement, policy: SplitPolicy, limits: MoveLimits, note: Note,

@@ -35,7 +35,10 @@ class Orders:
         return 8 * self.plan.spec.experts.experts
 
     def of(self, seat: Member, secret: str, placement: Placement, policy: SplitPolicy) -> WorkerOrder:
-        """One rank's. placement, policy: as the other ranks have them by now."""
+        """One rank's.
+
+        placement, policy: as the other ranks have them by now
+        """
         plan = self.plan
         common = WorkerOrder(
             seat=seat, folder=plan.folder, spec=plan.spec.experts, placement=placement, dtype=plan.dtype,

@@ -40,8 +40,12 @@ _LEAST_ROWS = 4
 
 @dataclass(frozen=True, slots=True)
 class BalancerSettings:
-    """enabled: acts by itself; least_pairs: routed tokens a layer that make a row; interval: rows between plans; off: why
-    it does not act by itself; min_copies: ranks, or nodes, that hold each expert where slots allow."""
+    """enabled: acts by itself
+    least_pairs: routed tokens a layer that make a row
+    interval: rows between plans
+    off: why it does not act by itself
+    min_copies: ranks, or nodes, that hold each expert where slots allow
+    """
 
     enabled: bool
     moves: MoveLimits
@@ -53,7 +57,10 @@ class BalancerSettings:
 
 
 class Counted(NamedTuple):
-    """A step. busiest, mean: tokens of the ranks with most, and of the mean rank, over all layers."""
+    """A step.
+
+    busiest, mean: tokens of the ranks with most, and of the mean rank, over all layers
+    """
 
     epoch: int
     step: int
@@ -68,7 +75,10 @@ class Balancer:
         self, seats: Sequence[Seat], placement: Placement, policy: Policy, settings: BalancerSettings,
         events: EventLog, split: SplitPolicy | None = None, recording: Recording | None = None,
     ) -> None:  # fmt: skip
-        """seats: all members of epoch 1, in its order; split: the policy they began with; recording: gets every step, too."""
+        """seats: all members of epoch 1, in its order
+        split: the policy they began with
+        recording: gets every step, too
+        """
         self.plans = self.rebalances = 0
         self.losses = 0  # after which the others were in another epoch
         self.rebalance_seconds = 0.0

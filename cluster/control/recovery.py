@@ -1,4 +1,6 @@
-"""Recovery: from a lost rank with experts to the next epoch. Its phases, each an event and a line of `status`:
+"""Recovery: from a lost rank with experts to the next epoch, in phases.
+
+Each is an event and a line of `status`:
 
 1. hold: every survivor breaks its epoch and waits, with all its sequences
 2. placement: the newest that any of them used; what the lost ranks held is masked where there are other copies
@@ -54,7 +56,11 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class Starter:
-    """How processes come to a seat. started: a process that loads nothing yet; load: has it read its weights."""
+    """How processes come to a seat.
+
+    started: a process that loads nothing yet
+    load: has it read its weights
+    """
 
     started: Callable[[Member, Placement, SplitPolicy], Seat]
     load: Callable[[Seat], Awaitable[None]]
@@ -62,7 +68,11 @@ class Starter:
 
 
 class Recovery:
-    """One loss at a time; see the module. happened: takes events; changed: called when `life` has changed."""
+    """One loss at a time; see the module.
+
+    happened: takes events
+    changed: called when `life` has changed
+    """
 
     def __init__(
         self, life: Lifecycle, roster: Roster, epochs: Epochs, starter: Starter,

@@ -13,7 +13,9 @@ _KNOCK = 5.0  # s for the port of a Ray to be there
 
 @dataclass(frozen=True, slots=True)
 class RayAddress:
-    """text: HOST:PORT or auto; source: who names it."""
+    """text: HOST:PORT or auto
+    source: who names it
+    """
 
     text: str
     source: str

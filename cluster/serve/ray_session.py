@@ -27,7 +27,9 @@ class StartFailed(RuntimeError):
 
 
 class RaySession:
-    """namespace: of the cluster's actors; private: whether nobody else is on this Ray."""
+    """namespace: of the cluster's actors
+    private: whether nobody else is on this Ray
+    """
 
     def __init__(self, ray_flag: str | None, namespace: str) -> None:
         self._address = None if ray.is_initialized() else wanted(ray_flag)

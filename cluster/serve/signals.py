@@ -26,7 +26,9 @@ class Stopped(Exception):
 
 
 class Signals:
-    """asked: set once a signal asked to end. same: seconds after the first in which another is taken for it."""
+    """asked: set once a signal asked to end
+    same: seconds after the first in which another is taken for it
+    """
 
     def __init__(self, same: float = SAME_SIGNAL) -> None:
         self._same = same

@@ -22,10 +22,17 @@ WARM = 10  # steps before anything counts
 
 @dataclass(frozen=True, slots=True)
 class ActorSettings:
-    """ranks with experts, of slots each; tokens of a step; top_k; token_seconds, floor: of the experts' pace (see
-    experts.pace); interval: steps between plans; steps to run; changes: of the ranks that take part; speeds: relative, of
-    each rank, empty = all alike; policy_seconds: that a policy from outside may take to answer; min_copies: ranks that hold
-    each expert."""
+    """ranks with experts, of slots each
+    tokens of a step
+    top_k
+    token_seconds, floor: of the experts' pace (see experts.pace)
+    interval: steps between plans
+    steps to run
+    changes: of the ranks that take part
+    speeds: relative, of each rank, empty = all alike
+    policy_seconds: that a policy from outside may take to answer
+    min_copies: ranks that hold each expert
+    """
 
     ranks: int
     slots_per_rank: int
@@ -56,8 +63,13 @@ class ActorSettings:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A rank that left or joined. step: that ran when it was done; seconds: from the order on; pause: longest time between
-    the ends of two steps meanwhile; usual: the median of that time before."""
+    """A rank that left or joined.
+
+    step: that ran when it was done
+    seconds: from the order on
+    pause: longest time between the ends of two steps meanwhile
+    usual: the median of that time before
+    """
 
     rank: int
     joined: bool
@@ -69,9 +81,13 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class ActorRun:
-    """What one run gave. Times in s; excess: tokens of the busiest rank over the mean, minus 1. first/last: third of the
-    steps; predicted: by the split's model on the same loads (with speeds: of time); moving: steps that ran while experts
-    moved."""
+    """What one run gave. Times in s.
+
+    excess: tokens of the busiest rank over the mean, minus 1
+    first/last: third of the steps
+    predicted: by the split's model on the same loads (with speeds: of time)
+    moving: steps that ran while experts moved
+    """
 
     policy: str
     steps: int
@@ -99,8 +115,12 @@ class ActorRun:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a run left. status: with events; overhead: s of a step beside the experts' pace; orders: each change with when
-    it was asked for and done, s of time.time, and the steps done by then."""
+    """What a run left.
+
+    status: with events
+    overhead: s of a step beside the experts' pace
+    orders: each change with when it was asked for and done, s of time.time, and the steps done by then
+    """
 
     status: dict[str, Any]
     results: SourceResults

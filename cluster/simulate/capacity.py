@@ -25,10 +25,17 @@ MOST_RANKS = 512
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """tokens: B of a step over all ranks; context: tokens of each sequence in the cache; weights: a key of
-    WEIGHT_BYTES; slots: of a rank per layer, 0 = just enough; excess: busiest rank over the mean, minus 1;
-    attention_ranks: 0 = every rank holds both; prefill: the tokens are of prompts; shards: ranks of a node that split
-    attention's weights and heads (tensor parallel); exchange: a key of EXCHANGES; overlap: of two half batches."""
+    """tokens: B of a step over all ranks
+    context: tokens of each sequence in the cache
+    weights: a key of WEIGHT_BYTES
+    slots: of a rank per layer, 0 = just enough
+    excess: busiest rank over the mean, minus 1
+    attention_ranks: 0 = every rank holds both
+    prefill: the tokens are of prompts
+    shards: ranks of a node that split attention's weights and heads (tensor parallel)
+    exchange: a key of EXCHANGES
+    overlap: of two half batches
+    """
 
     tokens: int
     context: int = 2048
@@ -44,7 +51,13 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Seconds of a step by part; tokens_per_second; memory: bytes of the fullest rank; fits; limit: what to change."""
+    """Seconds of a step by part.
+
+    tokens_per_second
+    memory: bytes of the fullest rank
+    fits
+    limit: what to change
+    """
 
     ranks: int
     step: float
@@ -65,7 +78,12 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Seconds of one batch. network: bytes on the wire; collectives: their latency; kernels: the layers' small ones."""
+    """Seconds of one batch.
+
+    network: bytes on the wire
+    collectives: their latency
+    kernels: the layers' small ones
+    """
 
     read: float
     compute: float

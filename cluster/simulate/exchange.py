@@ -11,7 +11,9 @@ _COMBINED = 2.0  # bytes of a value on the way back, bf16 in every exchange
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """value: bytes of a dispatched value; per_node: one copy of a row crosses to a node, whose links pass it on."""
+    """value: bytes of a dispatched value
+    per_node: one copy of a row crosses to a node, whose links pass it on
+    """
 
     value: float
     per_node: bool = False

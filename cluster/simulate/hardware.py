@@ -15,9 +15,17 @@ _GB = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """One rank per device. flops, flops_fp8: peak, dense bf16 and fp8 (0 = none), FLOP/s; mfu: share reached in grouped
-    products; memory_bandwidth, link, network: bytes/s, peak, of a rank, one way; *_share: reached; memory: bytes;
-    ranks_per_node; *_latency: s of a small collective inside a node, and between nodes; source: of the peaks."""
+    """One rank per device.
+
+    flops, flops_fp8: peak, dense bf16 and fp8 (0 = none), FLOP/s
+    mfu: share reached in grouped products
+    memory_bandwidth, link, network: bytes/s, peak, of a rank, one way
+    *_share: reached
+    memory: bytes
+    ranks_per_node
+    *_latency: s of a small collective inside a node, and between nodes
+    source: of the peaks
+    """
 
     name: str
     flops: float

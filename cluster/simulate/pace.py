@@ -8,7 +8,9 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """seconds: per token and slot; floor: tokens that a slot in use costs at least, as reading its weights does."""
+    """seconds: per token and slot
+    floor: tokens that a slot in use costs at least, as reading its weights does
+    """
 
     seconds: float
     floor: float = 0.0

@@ -29,10 +29,13 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class ReplaySettings:
-    """interval: steps between plans; window: steps of history shown to a policy; split: "exact", "even" or "" for the
-    policy's own; floor: tokens that reading a slot's weights costs the exact split, as in SplitPolicy; start: the placement
-    before the first plan, None = that plan is free and scoring starts with it; changes: of the ranks that take part, each
-    carried out with the first plan at or after its step."""
+    """interval: steps between plans
+    window: steps of history shown to a policy
+    split: "exact", "even" or "" for the policy's own
+    floor: tokens that reading a slot's weights costs the exact split, as in SplitPolicy
+    start: the placement before the first plan, None = that plan is free and scoring starts with it
+    changes: of the ranks that take part, each carried out with the first plan at or after its step
+    """
 
     interval: int = 20
     window: int = 200
@@ -45,10 +48,14 @@ class ReplaySettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replay:
-    """busiest, mean: float64 [T', L] tokens per scored step; rank_share: float32 [T', R] tokens of each rank over the
-    mean rank's, over all layers; moves, far_moves: int64 [replans, L] experts fetched, and those of them from another node,
-    the free plan left out; planner_seconds: [replans]; placement: the last; replicas: int64 [L, E] of it; first_step: of
-    the scored ones."""
+    """busiest, mean: float64 [T', L] tokens per scored step
+    rank_share: float32 [T', R] tokens of each rank over the mean rank's, over all layers
+    moves, far_moves: int64 [replans, L] experts fetched, and those of them from another node, the free plan left out
+    planner_seconds: [replans]
+    placement: the last
+    replicas: int64 [L, E] of it
+    first_step: of the scored ones
+    """
 
     policy: str
     busiest: FloatArray

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Whole numbers of a model. expert: weights of one routed expert of one layer; attention: all other weights; cache:
-    values a token leaves in all layers' caches; scores, prompt_scores: FLOP of all layers for one token to see one token,
-    in decode and in a prompt."""
+    """Whole numbers of a model.
+
+    expert: weights of one routed expert of one layer
+    attention: all other weights
+    cache: values a token leaves in all layers' caches
+    scores, prompt_scores: FLOP of all layers for one token to see one token, in decode and in a prompt
+    """
 
     hidden: int
     moe_layers: int

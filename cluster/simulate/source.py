@@ -33,7 +33,9 @@ _CHECKED = 64  # tokens whose sums are compared in every step and layer
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOrder(WorkerOrder):
-    """tokens: of a step; loads: int64 [T, L, E], one step after the other, then over again."""
+    """tokens: of a step
+    loads: int64 [T, L, E], one step after the other, then over again
+    """
 
     tokens: int
     loads: npt.NDArray[np.int64]
@@ -53,8 +55,13 @@ class SourceOrder(WorkerOrder):
 
 @dataclass(slots=True)
 class SourceResults:
-    """Of the steps run so far. seconds: of each; versions: placement of each; started: s, of time.time; error: largest
-    difference of a sum from what it must be, relative to the largest sum."""
+    """Of the steps run so far.
+
+    seconds: of each
+    versions: placement of each
+    started: s, of time.time
+    error: largest difference of a sum from what it must be, relative to the largest sum
+    """
 
     seconds: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)

@@ -16,7 +16,10 @@ _RAMP = ((255, 255, 229), (254, 196, 79), (217, 95, 14), (102, 37, 6))  # low to
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Texts of a chart. width, height: pixels of the whole."""
+    """Texts of a chart.
+
+    width, height: pixels of the whole
+    """
 
     title: str
     x: str

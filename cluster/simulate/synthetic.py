@@ -19,8 +19,11 @@ from experts.worker.worker import WorkerOrder
 
 @dataclass(frozen=True, eq=False)
 class SyntheticOrders(Orders):
-    """tokens: of a step; loads: int64 [T, L, E] that the gate follows; pace: of the experts; speeds: relative, of each
-    rank, empty = all alike."""
+    """tokens: of a step
+    loads: int64 [T, L, E] that the gate follows
+    pace: of the experts
+    speeds: relative, of each rank, empty = all alike
+    """
 
     tokens: int
     loads: npt.NDArray[np.int64]

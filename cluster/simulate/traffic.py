@@ -19,9 +19,11 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What to make. tokens: of all ranks in a step; skew: exponent s of the rank-ordered weights, None = the regime's.
+    """What to make.
 
-    noise: sigma of the log-normal step noise, None = the regime's.
+    tokens: of all ranks in a step
+    skew: exponent s of the rank-ordered weights, None = the regime's
+    noise: sigma of the log-normal step noise, None = the regime's
     """
 
     regime: str

@@ -9,7 +9,11 @@ KEPT = 500
 
 @dataclass(frozen=True, slots=True)
 class ClusterEvent:
-    """number: rises by one; seconds: Unix time; kind: one word; text: a line for people."""
+    """number: rises by one
+    seconds: Unix time
+    kind: one word
+    text: a line for people
+    """
 
     number: int
     seconds: float

@@ -12,8 +12,11 @@ State = Literal["starting", "ready", "degraded", "recovering", "stopping"]
 
 @dataclass(slots=True)
 class Lifecycle:
-    """The cluster's state. epoch: the one in use, or the last one that was; version grows with every change that ingresses
-    see."""
+    """The cluster's state.
+
+    epoch: the one in use, or the last one that was
+    version grows with every change that ingresses see
+    """
 
     state: State = "starting"
     reason: str = "ranks are loading"

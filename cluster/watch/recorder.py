@@ -30,8 +30,10 @@ class LoadRecorder:
     def __init__(
         self, path: Path, model: str, top_k: int, part_bytes: int = PART_BYTES, most_bytes: int = MOST_BYTES
     ) -> None:  # fmt: skip
-        """path: of the file in the end; its parts lie beside it, see `parts_of`; part_bytes: of steps in memory, after which a
-        part is written before its time; most_bytes: of steps in memory while parts can't be written, more are lost."""
+        """path: of the file in the end; its parts lie beside it, see `parts_of`
+        part_bytes: of steps in memory, after which a part is written before its time
+        most_bytes: of steps in memory while parts can't be written, more are lost
+        """
         self.path, self._model, self._top_k = path, model, top_k
         self._part_bytes, self._most_bytes = part_bytes, most_bytes
         self.parts = parts_of(path)
@@ -117,7 +119,11 @@ class LoadRecorder:
 
 @dataclass(frozen=True, slots=True)
 class RecordingEnd:
-    """How a recording ended. text: a line for people, empty when all is in its file; lost: whether something is missing."""
+    """How a recording ended.
+
+    text: a line for people, empty when all is in its file
+    lost: whether something is missing
+    """
 
     text: str = ""
     lost: bool = False

@@ -20,8 +20,11 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class RankView:
-    """One rank at one moment. loads: int64 [L, S] tokens computed per slot since its start, None without slots;
-    memory_bytes: of its process, resident, 0 = not known."""
+    """One rank at one moment.
+
+    loads: int64 [L, S] tokens computed per slot since its start, None without slots
+    memory_bytes: of its process, resident, 0 = not known
+    """
 
     member: Member
     state: str
@@ -47,8 +50,11 @@ class RankView:
 
 @dataclass(frozen=True, slots=True)
 class BalancerView:
-    """The balancer at one moment; of a cluster without one, the defaults. seconds: spent moving experts;
-    recoveries: epochs entered after a loss."""
+    """The balancer at one moment; of a cluster without one, the defaults.
+
+    seconds: spent moving experts
+    recoveries: epochs entered after a loss
+    """
 
     state: str = "off"
     reason: str = ""

@@ -49,7 +49,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """The files of a checkpoint. index: the file of each tensor, None without one; note: what was passed over."""
+    """The files of a checkpoint.
+
+    index: the file of each tensor, None without one
+    note: what was passed over
+    """
 
     files: list[Path]
     index: dict[str, Path] | None = None

@@ -68,8 +68,9 @@ def agree(rows: Sequence[Row], epoch: int, step: int, budget: int) -> "StepHeade
 class StepWish:
     """What one rank brings to a step's header.
 
-    decode: tokens of running sequences, always granted; prefill: prompt tokens it would like to run;
-    stop: it wants the group to end after this step.
+    decode: tokens of running sequences, always granted
+    prefill: prompt tokens it would like to run
+    stop: it wants the group to end after this step
     """
 
     decode: int = 0
@@ -81,9 +82,12 @@ class StepWish:
 class StepHeader:
     """What all ranks know after a step's header, equal on all of them.
 
-    tokens: per member (group order), upper bound of tokens it runs in this step (decode + granted prefill);
-    prefill: per member, granted prompt tokens; version: the step's placement version (the members' minimum);
-    stop: some member asked to end. A step whose `tokens` are all 0 runs no layer.
+    tokens: per member (group order), upper bound of tokens it runs in this step (decode + granted prefill)
+    prefill: per member, granted prompt tokens
+    version: the step's placement version (the members' minimum)
+    stop: some member asked to end
+
+    A step whose `tokens` are all 0 runs no layer.
     """
 
     epoch: int
@@ -102,7 +106,9 @@ class StepHeader:
 def share_prefill(budget: int, decode: tuple[int, ...], wishes: tuple[int, ...], step: int) -> tuple[int, ...]:
     """Divide one step's prefill budget over ranks: the rule that every rank applies to the same header.
 
-    budget: tokens of a whole step (all ranks, decode included); decode, wishes: tokens per rank.
+    budget: tokens of a whole step (all ranks, decode included)
+    decode, wishes: tokens per rank
+
     Each wish is granted up to an equal level (water-filling), left-over tokens go round robin from rank
     `step % R` on, so that no rank is first for ever. At least one token is granted whenever one is wished
     and nothing decodes, so that a budget below the decode load only slows prefill when decoders run.

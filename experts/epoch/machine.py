@@ -16,8 +16,11 @@ from typing import NamedTuple
 
 
 class Propose(NamedTuple):
-    """Bring these ranks into an epoch. planned: the one before runs on until they are in; asked: who must prepare or give
-    up its place, members and those that leave."""
+    """Bring these ranks into an epoch.
+
+    planned: the one before runs on until they are in
+    asked: who must prepare or give up its place, members and those that leave
+    """
 
     members: frozenset[int]
     planned: bool
@@ -105,8 +108,13 @@ Action = Build | Look | Drop | Enter | Void
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds. first: for all to build the group of the first epoch, while everything starts; build: of a later one;
-    enter: for all to begin a step then; drop: for all to forget it."""
+    """Seconds.
+
+    first: for all to build the group of the first epoch, while everything starts
+    build: of a later one
+    enter: for all to begin a step then
+    drop: for all to forget it
+    """
 
     first: float
     build: float
@@ -130,7 +138,10 @@ class Attempt:
 
 
 class EpochMachine:
-    """number: the newest that was used; members: of the epoch entered last; attempt: the one under way, None between two."""
+    """number: the newest that was used
+    members: of the epoch entered last
+    attempt: the one under way, None between two
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.number = 0

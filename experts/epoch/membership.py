@@ -9,7 +9,11 @@ HERE = "127.0.0.1"  # the address of every rank and of the supervisor, which sha
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One seat of an epoch. rank: the seat's number, which never changes; incarnation: which process sits there."""
+    """One seat of an epoch.
+
+    rank: the seat's number, which never changes
+    incarnation: which process sits there
+    """
 
     rank: int
     role: Role

@@ -80,9 +80,11 @@ class Meeting(Protocol):
 class Exchange(ABC):
     """Moves tokens between the members of one epoch after another. Raises RankLost when a member is gone.
 
-    member: this rank's place in the group of `size`, by which a header's tuples are read, and epoch: both as of the
-    newest header; version: of the placement in the newest header; lockstep: whether other ranks wait for this one's calls;
-    control: how the ranks speak beside tokens.
+    member: this rank's place in the group of `size`, by which a header's tuples are read, as of the newest header
+    epoch: as of the newest header
+    version: of the placement in the newest header
+    lockstep: whether other ranks wait for this one's calls
+    control: how the ranks speak beside tokens
     """
 
     control: Control
@@ -106,9 +108,11 @@ class Exchange(ABC):
     def offer(self, placement: Placement, switch: Callable[[], None] | None, policy: SplitPolicy | None = None) -> None:
         """This rank holds `placement`, newer than any before, complete: a step may use it once all members do.
 
-        policy: of the split from then on, None = as it is; switch: called by the step thread at the start of the first
-        such step, before anything routes by it; it leads here from the version in use now, so whatever was offered since
-        then and never used is passed over. Callable from any thread.
+        policy: of the split from then on, None = as it is
+        switch: called by the step thread at the start of the first such step, before anything routes by it; it leads here
+            from the version in use now, so whatever was offered since then and never used is passed over
+
+        Callable from any thread.
         """
 
     @abstractmethod

@@ -25,7 +25,12 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DispatchRows:
-    """Views into a dispatch block: x [N, H], slots [N, K] int32, weights [N, K] float32."""
+    """Views into a dispatch block.
+
+    x: [N, H]
+    slots: [N, K] int32
+    weights: [N, K] float32
+    """
 
     x: torch.Tensor
     slots: torch.Tensor
@@ -102,7 +107,10 @@ class Blocks:
 
     @classmethod
     def allocate(cls, size: int, send: dict[int, int], receive: dict[int, int], device: torch.device) -> "Blocks":
-        """Fresh buffers for a group of `size`; send, receive: bytes by member."""
+        """Fresh buffers for a group of `size`.
+
+        send, receive: bytes by member
+        """
         send_bytes = [send.get(member, 0) for member in range(size)]
         receive_bytes = [receive.get(member, 0) for member in range(size)]
         sent = torch.empty(sum(send_bytes), dtype=torch.uint8, device=device)

@@ -55,10 +55,15 @@ class _Next:
 class CollectiveExchange(Exchange):
     """One member's end, in one epoch after another. Groups belong to the exchange once it has them: `close` drops them.
 
-    rank: this member's seat; placement: of seats 0 .. R-1, of which those without a member hold nothing; form: what rows
-    look like; budget: tokens of a whole step over all ranks; policy: of the split;
-    collective_bytes: see `sizes`; control: None = nobody rings for this member. Every method raises RankLost once a member is
-    gone, a payload is of another step, or the exchange was closed.
+    rank: this member's seat
+    placement: of seats 0 .. R-1, of which those without a member hold nothing
+    form: what rows look like
+    budget: tokens of a whole step over all ranks
+    policy: of the split
+    collective_bytes: see `sizes`
+    control: None = nobody rings for this member
+
+    Every method raises RankLost once a member is gone, a payload is of another step, or the exchange was closed.
     """
 
     lockstep = True

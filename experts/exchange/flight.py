@@ -16,7 +16,10 @@ from experts.exchange.wire import ExpertBatch, Route
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """One layer's dispatch. send, receive: by peer, rows there is room for; peers without an entry get nothing."""
+    """One layer's dispatch.
+
+    send, receive: by peer, rows there is room for; peers without an entry get nothing
+    """
 
     stamp: Stamp
     routing: Routing

@@ -107,8 +107,9 @@ class GlooGroup(Group):
 
 @dataclass(slots=True)
 class _Operation:
-    """peers: of each work, whom it receives from or sends to: gloo sends once the other side receives; done: works that
-    were waited for."""
+    """peers: of each work, whom it receives from or sends to: gloo sends once the other side receives
+    done: works that were waited for
+    """
 
     group: GlooGroup
     works: list[Work]

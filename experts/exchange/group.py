@@ -43,7 +43,8 @@ def build_group(
 ) -> Group:
     """Meet the epoch's other members at the store and connect to all of them; the epoch is the store's prefix.
 
-    index: this member's number of `size`; host: address of this machine that the others reach
+    index: this member's number of `size`
+    host: address of this machine that the others reach
     timeout: s per operation
     deadline: s until all must have met
     connect: s for gloo to connect them then

@@ -12,7 +12,10 @@ Compute = Callable[[int, ExpertBatch], torch.Tensor]  # expert rank, its batch [
 def exchange_layer(
     xs: list[torch.Tensor], routes: list[Route], slots: list[torch.Tensor], slots_per_rank: int, compute: Compute
 ) -> list[torch.Tensor]:
-    """[T, H] float32 for each source. xs: per source [T, H]; slots: per source [T, K] slot over all ranks, -1 = none.
+    """[T, H] float32 for each source.
+
+    xs: per source [T, H]
+    slots: per source [T, K] slot over all ranks, -1 = none
 
     Each expert rank computes one batch: the rows of source 0, then 1 and so on, each source's in token order.
     """

@@ -15,7 +15,9 @@ from experts.exchange.local import LocalExchange
 @dataclass(frozen=True, slots=True)
 class ExchangeKind:
     """join: takes a seat in an epoch, blocks until all members have come, raises RankLost; its bell is what the others ring,
-    and what it calls to ring all; meets: whether they meet at the store that the epoch's record names."""
+        and what it calls to ring all
+    meets: whether they meet at the store that the epoch's record names
+    """
 
     join: Callable[[ExchangeOrder, EpochRecord, Doorbell, Ring], Exchange]
     meets: bool

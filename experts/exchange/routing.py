@@ -73,9 +73,10 @@ class Tables:
         return other
 
     def route_one(self, layer: int, ids: torch.Tensor, source: int, whole: bool = False) -> Routing:
-        """Route a source's own tokens without knowing the others'. ids: [T, K] int16 on the CPU.
+        """Route a source's own tokens without knowing the others'.
 
-        whole: every expert goes to its home copy, so that sources which can't see each other read no copy twice.
+        ids: [T, K] int16 on the CPU
+        whole: every expert goes to its home copy, so that sources which can't see each other read no copy twice
         """
         table = self._split[layer]
         return self._routing(to_home(table, ids.numpy()) if whole else split(table, ids.numpy(), turn=source))

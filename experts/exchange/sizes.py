@@ -17,8 +17,11 @@ def bucket(tokens: int) -> int:
 def pads(
     tokens: tuple[int, ...], expert_ranks: int, top_k: int, row_bytes: int, collective_bytes: int = COLLECTIVE_BYTES
 ) -> bool:
-    """Whether padding costs less than a third collective. tokens: per member; row_bytes: one token's, both ways;
-    collective_bytes: what a collective costs.
+    """Whether padding costs less than a third collective.
+
+    tokens: per member
+    row_bytes: one token's, both ways
+    collective_bytes: what a collective costs
 
     A token whose K experts fall evenly on R ranks misses one of them with probability (1 - 1/R)^K: what is kept for
     it there, on the busiest link, is the waste.

@@ -22,9 +22,10 @@ IdArray = npt.NDArray[np.integer]
 class SplitPolicy:
     """What the cost model says to the split; frozen, equal on all ranks of an epoch.
 
-    floor: tokens that cost as much as reading a slot's weights; below that a second copy in use costs more than it
-    levels. speeds: relative speed of each rank, empty = all alike. slack: how near the slowest rank must be to the
-    least possible, as a share; sweeps: how often every expert is poured at most.
+    floor: tokens that cost as much as reading a slot's weights; below that a second copy in use costs more than it levels
+    speeds: relative speed of each rank, empty = all alike
+    slack: how near the slowest rank must be to the least possible, as a share
+    sweeps: how often every expert is poured at most
     """
 
     floor: float = 0.0
@@ -42,8 +43,10 @@ class SplitPolicy:
 class SplitTable:
     """One layer of a placement, laid out for splitting. Experts are shifted by one: row 0 stands for "none" (-1).
 
-    lookup: [E+1] int32, each expert's home slot, its only one or the one that whole experts go to; waterfill: the
-    replicated experts and their copies. A second copy on the same rank would not level anything and gets no tokens.
+    lookup: [E+1] int32, each expert's home slot, its only one or the one that whole experts go to
+    waterfill: the replicated experts and their copies
+
+    A second copy on the same rank would not level anything and gets no tokens.
     """
 
     lookup: npt.NDArray[np.int32]
@@ -83,10 +86,12 @@ class SplitTable:
 
 
 def split(table: SplitTable, ids: IdArray, turn: int = 0) -> npt.NDArray[np.int32]:
-    """[T, K] slot for each routed pair; ids: [T, K] logical experts, -1 = none (stays -1).
+    """[T, K] slot for each routed pair.
+
+    ids: [T, K] logical experts, -1 = none (stays -1)
+    turn: rotates who gets the odd token, so that sources which split alone do not all favour the same rank
 
     Tokens of a replicated expert are dealt to its copies in order, as many to each as levels the ranks' times.
-    turn rotates who gets the odd token, so that sources which split alone do not all favour the same rank.
     """
     if table.kernel is not None:
         return table.kernel.split(np.ascontiguousarray(ids, dtype=np.int16), turn)
@@ -125,7 +130,11 @@ def rank_tokens(table: SplitTable, counts: IntArray, turn: int = 0) -> IntArray:
 
 
 def _by_rank(copies: IntArray, width: int) -> list[list[int]]:
-    """Per expert, its slots in rising order, one a rank. copies: [E, C], padded with -1; width: slots of a rank."""
+    """Per expert, its slots in rising order, one a rank.
+
+    copies: [E, C], padded with -1
+    width: slots of a rank
+    """
     out = []
     for row in copies.tolist():
         by_rank = {slot // width: slot for slot in reversed(row) if slot >= 0}

@@ -20,7 +20,10 @@ class Pending(Protocol):
 
 
 class Group(ABC):
-    """index: this member's number in the group, size: how many there are; tensors live on `device`.
+    """index: this member's number in the group
+    size: how many there are
+
+    Tensors live on `device`.
 
     Operations raise RuntimeError (torch's own) when a member is gone, the timeout passed, or the group was closed.
     """
@@ -32,7 +35,9 @@ class Group(ABC):
 
     @abstractmethod
     def all_gather(self, out: torch.Tensor, mine: torch.Tensor) -> Pending:
-        """out: [size * n], mine: [n] of the same dtype; every member brings n elements."""
+        """out: [size * n]
+        mine: [n] of the same dtype; every member brings n elements
+        """
 
     @abstractmethod
     def all_to_all(

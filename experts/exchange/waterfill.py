@@ -22,9 +22,12 @@ Int64 = npt.NDArray[np.int64]
 class Waterfill:
     """A layer's replicated experts. Experts are shifted by one: row 0 of lookup and home stands for "none".
 
-    lookup: [E+1] home slot; home: [E+1] its rank (R for none); expert: [n] replicated ones, shifted; copies of the
-    i-th at [start[i], start[i+1]) of slot and rank, the home first; speed: [R] in 1/NORMAL; floor: in 1/UNIT;
-    slack: stop when the slowest rank is within a slack-th of the least possible, or after `sweeps`.
+    lookup: [E+1] home slot
+    home: [E+1] its rank (R for none)
+    expert: [n] replicated ones, shifted; copies of the i-th at [start[i], start[i+1]) of slot and rank, the home first
+    speed: [R] in 1/NORMAL
+    floor: in 1/UNIT
+    slack: stop when the slowest rank is within a slack-th of the least possible, or after `sweeps`
     """
 
     ranks: int
@@ -45,7 +48,11 @@ class Waterfill:
 
 
 class _Pouring:
-    """One division under way. time: [R+1], share: [C]."""
+    """One division under way.
+
+    time: [R+1]
+    share: [C]
+    """
 
     def __init__(self, fill: Waterfill, counts: Int64) -> None:
         self.speed: list[int] = fill.speed.tolist()

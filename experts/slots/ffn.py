@@ -21,8 +21,14 @@ def swiglu_reference(
 ) -> torch.Tensor:
     """[N, H] float32: sum over k of weights[n, k] * down(silu(gate(x[n])) * up(x[n])) with the expert in slots[n, k].
 
-    The plain statement of what every other way here computes. x: [N, H]; slots: [N, K] int, -1 = none;
-    weights: [N, K] float32; w13: [S, 2I, H], gate rows first; w2: [S, H, I]; x, w13 and w2 of one dtype.
+    The plain statement of what every other way here computes.
+
+    x: [N, H]
+    slots: [N, K] int, -1 = none
+    weights: [N, K] float32
+    w13: [S, 2I, H], gate rows first
+    w2: [S, H, I]
+    x, w13, w2: of one dtype
     """
     sums = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     width = w2.shape[2]

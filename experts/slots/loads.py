@@ -19,8 +19,13 @@ DECODE, PREFILL, BOTH = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class StepLoads:
-    """One step of one rank. counts: int32 [A, L, S] tokens per source (member of the epoch's group), layer and slot;
-    version: of the placement; phase: DECODE, PREFILL or BOTH; seconds: in this rank's experts."""
+    """One step of one rank.
+
+    counts: int32 [A, L, S] tokens per source (member of the epoch's group), layer and slot
+    version: of the placement
+    phase: DECODE, PREFILL or BOTH
+    seconds: in this rank's experts
+    """
 
     epoch: int
     step: int

@@ -14,9 +14,10 @@ def slot_bytes(spec: ExpertsSpec, dtype: torch.dtype) -> int:
 
 
 class ExpertSlots:
-    """w13: per layer [S, 2I, H], gate rows first; w2: per layer [S, H, I]; S slots of this rank, all of one dtype.
+    """w13: per layer [S, 2I, H], gate rows first
+    w2: per layer [S, H, I]
 
-    Fresh slots are not set to anything: a loader fills them before they are used.
+    S slots of this rank, all of one dtype. Fresh slots are not set to anything: a loader fills them before they are used.
     """
 
     def __init__(self, spec: ExpertsSpec, slots: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:

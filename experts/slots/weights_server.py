@@ -76,7 +76,10 @@ def fetch_expert(
     bandwidth: float,
     seconds: float,
 ) -> bytes:
-    """Fill `into` with a peer's copy; its checksum, compared with what arrived. bandwidth: bytes/s; seconds: in all.
+    """Fill `into` with a peer's copy; its checksum, compared with what arrived.
+
+    bandwidth: bytes/s
+    seconds: in all
 
     Raises MoveFailed for a peer that is gone, refuses, is stuck, or sent other bytes than it holds.
     """

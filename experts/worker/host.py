@@ -24,8 +24,12 @@ _SWITCH_INTERVAL = 5e-4  # s that another thread's Python may hold up the step t
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A worker that has its weights. link_port: where ingresses connect; weights_port: where peers fetch experts; 0 =
-    nowhere; read: bytes."""
+    """A worker that has its weights.
+
+    link_port: where ingresses connect, 0 = nowhere
+    weights_port: where peers fetch experts, 0 = nowhere
+    read: bytes
+    """
 
     pid: int
     link_port: int

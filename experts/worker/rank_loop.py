@@ -18,8 +18,9 @@ class ExpertRankLoop:
     def __init__(
         self, layers: ExpertLayers, exchange: Exchange, awaited: bool = False, pause: Pause | None = None
     ) -> None:
-        """awaited: the others come to the first step by themselves, nobody will ring for it; pause: where it waits once
-        its epoch broke, None: nothing follows."""
+        """awaited: the others come to the first step by themselves, nobody will ring for it
+        pause: where it waits once its epoch broke, None: nothing follows
+        """
         self.lost = ""  # why the loop ended, empty when it was asked to
         self._layers, self._exchange = layers, exchange
         self._pause = pause

@@ -221,8 +221,11 @@ class Worker:
         self._thread = watch_thread("step-loop", lambda: self._run(body, ended), broken, returns=True)
 
     def body(self, exchange: Exchange, layers: ExpertLayers, planned: bool, pause: Pause | None) -> StepBody:
-        """What the step thread is to run. planned: the others come to the first step by themselves; pause: where it waits
-        once its epoch broke."""
+        """What the step thread is to run.
+
+        planned: the others come to the first step by themselves
+        pause: where it waits once its epoch broke
+        """
         return ExpertRankLoop(layers, exchange, awaited=planned, pause=pause)
 
     def prepare(self, record: EpochRecord) -> None:

@@ -154,11 +154,13 @@ class NamedLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """New output of one choice. index: its first token's place among the choice's tokens.
+    """New output of one choice.
 
-    stop_reason: the string or id of the caller's that ended the choice, None where the model did;
-    usage, timings: in a choice's last chunk, which is the one with a finish_reason. reasoning: chats only.
-    prompt_token_ids, prompt_logprobs: in a choice's first chunk.
+    index: its first token's place among the choice's tokens
+    stop_reason: the string or id of the caller's that ended the choice, None where the model did
+    usage, timings: in a choice's last chunk, which is the one with a finish_reason
+    reasoning: chats only
+    prompt_token_ids, prompt_logprobs: in a choice's first chunk
     """
 
     choice: int

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 class EngineConfig:
     """All in tokens or sequences unless said otherwise.
 
-    max_num_batched_tokens: of a whole step, over all attention ranks; kv_blocks: blocks of block_size tokens;
-    max_queue_len: requests that may wait before new ones are refused.
+    max_num_batched_tokens: of a whole step, over all attention ranks
+    kv_blocks: blocks of block_size tokens
+    max_queue_len: requests that may wait before new ones are refused
     """
 
     max_model_len: int

@@ -1,4 +1,4 @@
-"""What crosses from other threads into an engine: messages in, and the one place that knows which requests live.
+"""What crosses from other threads into an engine: messages in, the queue's limit, and which requests live.
 
 A request that was accepted ends with exactly one last event per choice, or one FailedEvent, from one side or the other.
 """

@@ -7,8 +7,10 @@ WINDOW = 10  # s
 
 
 class Rates(NamedTuple):
-    """tokens_per_second: generated; first_tokens: requests whose first token came; first_token_seconds: what they
-    waited for it, on average."""
+    """tokens_per_second: generated
+    first_tokens: requests whose first token came
+    first_token_seconds: what they waited for it, on average
+    """
 
     tokens_per_second: float = 0.0
     first_tokens: int = 0

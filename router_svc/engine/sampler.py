@@ -22,7 +22,10 @@ _LARGEST = 1e30  # of a penalised logit, so that no temperature takes it out of 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What one row needs beside its logits. prompt, output: token ids so far (for penalties)."""
+    """What one row needs beside its logits.
+
+    prompt, output: token ids so far (for penalties)
+    """
 
     sampling: Sampling
     choice: int
@@ -33,8 +36,9 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """token: NO_NUMBERS when the row's logits were none, NONE_LEFT when the call's parameters forbid every token;
-    logprob: where asked for, of the unmodified logits."""
+    """token: NO_NUMBERS when the row's logits were none, NONE_LEFT when the call's parameters forbid every token
+    logprob: where asked for, of the unmodified logits
+    """
 
     token: int
     logprob: TokenLogprob | None = None
@@ -47,7 +51,11 @@ def uniform(seed: int, choice: int, index: int) -> float:
 
 
 def sample(logits: torch.Tensor, draws: list[Draw]) -> list[Drawn]:
-    """One token per row. logits: [n, V] float32; draws: n."""
+    """One token per row.
+
+    logits: [n, V] float32
+    draws: n
+    """
     best, tokens = logits.max(dim=-1)
     sane = (best.isfinite()).tolist()  # max hands a NaN on
     greedy = tokens.tolist()

@@ -8,10 +8,10 @@ from router_svc.request import EngineRequest, TokenLogprob
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """tokens: prompt, then what was generated; computed: how many of them have keys and values in the cache.
-
-    leader: the sibling whose prompt this one waits to share, None once it need not wait.
-    order: (priority, arrival number, choice), by which it is admitted and, from the end, preempted.
+    """tokens: prompt, then what was generated
+    computed: how many of them have keys and values in the cache
+    leader: the sibling whose prompt this one waits to share, None once it need not wait
+    order: (priority, arrival number, choice), by which it is admitted and, from the end, preempted
     """
 
     request: EngineRequest

@@ -68,9 +68,8 @@ class Engine:
         deliver: Callable[[list[Event]], None],
         pause: Pause | None = None,
     ) -> None:
-        """pause: where it waits once its epoch broke, with all its sequences; None: nothing follows.
-
-        deliver: takes a step's events, from the step thread (or a failing one), and never blocks.
+        """pause: where it waits once its epoch broke, with all its sequences; None: nothing follows
+        deliver: takes a step's events, from the step thread (or a failing one), and never blocks
         """
         self._model, self._layers, self._exchange = model, layers, exchange
         self._control, self._config, self._cache = exchange.control, config, cache

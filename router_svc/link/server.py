@@ -49,7 +49,9 @@ class LinkServer:
     """Lives in the event loop; `deliver` may be called from any thread and never blocks."""
 
     def __init__(self, post: Callable[[Message], None], secret: str) -> None:
-        """post: the engine's; secret: what an ingress must say first."""
+        """post: the engine's
+        secret: what an ingress must say first
+        """
         self._post = post
         self._secret = secret
         self._owners: dict[str, _Ingress] = {}

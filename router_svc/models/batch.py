@@ -12,11 +12,12 @@ import torch
 class ForwardBatch:
     """Flat tokens of B sequences, one after the other; sequence b owns query_lens[b] consecutive rows.
 
-    ids, positions: [T] int64 (position in its sequence, from 0); kv_slots: [T] int64, where each token's
-    key and value go in the flat cache (block * block_size + offset); query_lens: per sequence, rows here;
-    context_lens: per sequence, tokens in the cache once these rows are written (>= query_lens);
-    block_tables: [B, P] int64 block numbers, padded with the sequence's first; logit_rows: [n] int64 rows whose logits
-    are wanted.
+    ids, positions: [T] int64 (position in its sequence, from 0)
+    kv_slots: [T] int64, where each token's key and value go in the flat cache (block * block_size + offset)
+    query_lens: per sequence, rows here
+    context_lens: per sequence, tokens in the cache once these rows are written (>= query_lens)
+    block_tables: [B, P] int64 block numbers, padded with the sequence's first
+    logit_rows: [n] int64 rows whose logits are wanted
     """
 
     ids: torch.Tensor

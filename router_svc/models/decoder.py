@@ -24,7 +24,11 @@ ExpertsCall = Callable[[int, torch.Tensor, Route], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What all layers of one forward share. angles: cos and sin; plans: per sliding window."""
+    """What all layers of one forward share.
+
+    angles: cos and sin
+    plans: per sliding window
+    """
 
     batch: ForwardBatch
     cache: KVCache

@@ -7,8 +7,11 @@ from router_svc.models.spec import Trunk
 
 
 def trunk(config: Config, eps: float, theta: float = 10000.0, kv_heads: int | None = None) -> Trunk:
-    """Read the shared fields. eps, theta, kv_heads: what the family's transformers class takes where the key is absent;
-    kv heads that are null, or None here, are as many as heads."""
+    """Read the shared fields.
+
+    eps, theta, kv_heads: what the family's transformers class takes where the key is absent; kv heads that are null, or
+        None here, are as many as heads
+    """
     heads, hidden = config.positive("num_attention_heads"), config.positive("hidden_size")
     own = kv_heads if kv_heads and config.absent("num_key_value_heads") else heads
     kv_heads = config.positive("num_key_value_heads", own)

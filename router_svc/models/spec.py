@@ -14,7 +14,8 @@ QkNorm = Literal["none", "before_rope", "after_rope"]
 class RopeSpec:
     """Rotary position embedding (rotate-half), as config.json states it; `parts.rope` computes the frequencies.
 
-    alpha: Hunyuan's static stretch of the base, 1 = none; factor: of linear and yarn.
+    alpha: Hunyuan's static stretch of the base, 1 = none
+    factor: of linear and yarn
     """
 
     kind: Literal["default", "linear", "yarn"]
@@ -33,8 +34,9 @@ class RopeSpec:
 class GateSpec:
     """The router: softmax over all experts, then the k likeliest.
 
-    name: tensor name with {layer}; float32: logits computed in float32 whatever the model's dtype;
-    renormalise: the k weights are divided by their sum.
+    name: tensor name with {layer}
+    float32: logits computed in float32 whatever the model's dtype
+    renormalise: the k weights are divided by their sum
     """
 
     name: str
@@ -44,9 +46,11 @@ class GateSpec:
 
 @dataclass(frozen=True, slots=True)
 class SharedSpec:
-    """A shared expert beside the routed ones. prefix: module name with {layer}; width in columns.
+    """A shared expert beside the routed ones.
 
-    gate: name with {layer} of a [1, H] sigmoid gate on its output, or None for weight 1.
+    prefix: module name with {layer}
+    width: in columns
+    gate: name with {layer} of a [1, H] sigmoid gate on its output, or None for weight 1
     """
 
     prefix: str

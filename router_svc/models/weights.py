@@ -16,10 +16,12 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One decoder layer. qkv rows: A*D of q, then KH*D of k, then of v.
+    """One decoder layer.
 
-    qk_norm: [A + KH, D], the norm's weight of each q and k head, of no rows where there is none;
-    gate: [E, H], None in a dense layer; mlp: the shared expert of an MoE layer, or the whole MLP of a dense one.
+    qkv rows: A*D of q, then KH*D of k, then of v
+    qk_norm: [A + KH, D], the norm's weight of each q and k head, of no rows where there is none
+    gate: [E, H], None in a dense layer
+    mlp: the shared expert of an MoE layer, or the whole MLP of a dense one
     """
 
     input_norm: torch.Tensor
@@ -33,7 +35,10 @@ class LayerWeights:
 
 @dataclass(slots=True)
 class ModelWeights:
-    """embed: [V, H]; head: the lm head (the embedding again when tied); norm: [H]."""
+    """embed: [V, H]
+    head: the lm head (the embedding again when tied)
+    norm: [H]
+    """
 
     embed: torch.Tensor
     head: Linear

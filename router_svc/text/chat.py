@@ -85,7 +85,8 @@ def load_chat_template(
 ) -> ChatTemplate | None:
     """The folder's template, None without any. Raises UserError for one that can't be read.
 
-    own: a file to use instead; specials, drops_empty_system: see ChatTemplate.
+    own: a file to use instead
+    specials, drops_empty_system: see ChatTemplate
 
     Of the folder: chat_template.jinja, else chat_template.json, else chat_template of tokenizer_config.json; of
     several by name the one called "default".

@@ -20,7 +20,9 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), skip_special: bool = True) -> None:
-        """prompt: ids in front, whose text is not given; skip_special: specials are left out."""
+        """prompt: ids in front, whose text is not given
+        skip_special: specials are left out
+        """
         self._tokenizer, self._skip = tokenizer, skip_special
         self._ids, self._given = _tail(tokenizer, prompt, skip_special)  # ids before _given have been handed out
         self._context = 0  # the last piece handed out starts here
@@ -64,8 +66,12 @@ class Detokenizer:
 
 
 class TokenText(NamedTuple):
-    """A token as it stands in a text. text: what it adds, or its name where it adds no whole characters; raw: its part of
-    the text's UTF-8; offset: characters of the text before it."""
+    """A token as it stands in a text.
+
+    text: what it adds, or its name where it adds no whole characters
+    raw: its part of the text's UTF-8
+    offset: characters of the text before it
+    """
 
     text: str
     raw: bytes
@@ -76,7 +82,9 @@ class TokenTexts:
     """Walks one choice's tokens and says what each adds to the text."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), skip_special: bool = True) -> None:
-        """prompt: ids in front that are not walked; skip_special: specials take no room in the text."""
+        """prompt: ids in front that are not walked
+        skip_special: specials take no room in the text
+        """
         self._tokenizer, self._skip = tokenizer, skip_special
         self._detokenizer = Detokenizer(tokenizer, prompt, skip_special)
         self._length = 0

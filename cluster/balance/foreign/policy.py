@@ -26,7 +26,12 @@ class ForeignPolicy(Policy):
         self, source: str, folder: str, seconds: float = SECONDS, where: str = "--policy",
         now: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """source: module:Class; folder: the user's, where its module may lie; seconds: for each answer. Raises UserError."""
+        """source: module:Class
+        folder: the user's, where its module may lie
+        seconds: for each answer
+
+        Raises UserError.
+        """
         self.name, self._source, self._folder, self._seconds, self._now = source, source, folder, seconds, now
         self._lock = threading.Lock()
         self._process: PolicyProcess | None = None

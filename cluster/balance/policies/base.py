@@ -18,10 +18,13 @@ IntArray = npt.NDArray[np.int64]
 class Situation:
     """What a policy may look at when it is asked.
 
-    history: int64 [T, L, E] tokens per expert of past steps, newest last; current: the placement in use; interval:
-    steps until it is asked again; free: whether moves cost nothing this time (nothing is served yet); future: the
-    interval's own loads [T', L, E], None unless the policy is clairvoyant and this is a simulation. Arrays are copies, or
-    can't be written to.
+    history: int64 [T, L, E] tokens per expert of past steps, newest last
+    current: the placement in use
+    interval: steps until it is asked again
+    free: whether moves cost nothing this time (nothing is served yet)
+    future: the interval's own loads [T', L, E], None unless the policy is clairvoyant and this is a simulation
+
+    Arrays are copies, or can't be written to.
     """
 
     history: IntArray
@@ -41,8 +44,9 @@ class Policy(ABC):
     """A subclass in a file of its own is all that a new policy needs; `--policy module:Class` takes it from outside, and
     runs it in a process of its own.
 
-    name: in tables; split: how tokens are divided under it, "exact" (water-filling) or "even"; clairvoyant: it wants
-    the future.
+    name: in tables
+    split: how tokens are divided under it, "exact" (water-filling) or "even"
+    clairvoyant: it wants the future
     """
 
     name: str = ""

@@ -31,7 +31,9 @@ def load_policy(
 ) -> Policy:  # fmt: skip
     """The policy of a name, or of `module:Class`, which gets a process of its own: close it in the end.
 
-    folder: of the user, searched last (None: the current one); seconds: that a policy from outside may take to answer.
+    folder: of the user, searched last (None: the current one)
+    seconds: that a policy from outside may take to answer
+
     Raises UserError.
     """
     if ":" in name:

@@ -56,7 +56,11 @@ class Answer:
     reasoning_tokens: int = 0
 
     def event(self, chunk: Chunk, prompt: int = 0, echo: str = "") -> dict[str, Any]:
-        """A stream event for a chunk. prompt: number of the prompt it belongs to; echo: text to put in front."""
+        """A stream event for a chunk.
+
+        prompt: number of the prompt it belongs to
+        echo: text to put in front
+        """
         self._account(chunk, prompt)
         choice: dict[str, Any] = {"index": chunk.choice}
         if self.kind == "chat":
@@ -90,7 +94,11 @@ class Answer:
         return self._frame([], stream=True) | {"usage": self._usage()}
 
     def whole(self, parts: list[tuple[int, Chunk]], echoes: dict[int, str]) -> dict[str, Any]:
-        """The answer of a call that does not stream. parts: (prompt number, chunk); echoes: by choice."""
+        """The answer of a call that does not stream.
+
+        parts: (prompt number, chunk)
+        echoes: by choice
+        """
         by_choice: dict[int, list[Chunk]] = {}
         for prompt, chunk in parts:
             self._account(chunk, prompt)

@@ -30,8 +30,12 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class HttpFace:
-    """Handlers by route. process: this process's name in metrics; reasoning_field: "reasoning" or "reasoning_content";
-    strict: unknown fields are refused."""
+    """Handlers by route.
+
+    process: this process's name in metrics
+    reasoning_field: "reasoning" or "reasoning_content"
+    strict: unknown fields are refused
+    """
 
     def __init__(
         self,

@@ -18,7 +18,12 @@ _SMALL_CONTEXT = 64  # tokens; below this, padding costs less than another group
 
 @dataclass(frozen=True, slots=True)
 class DecodeGroup:
-    """Sequences with one token each. rows: [B]; pages: [B * P] block numbers; mask: [B, 1, 1, P * block] additive."""
+    """Sequences with one token each.
+
+    rows: [B]
+    pages: [B * P] block numbers
+    mask: [B, 1, 1, P * block] additive
+    """
 
     rows: torch.Tensor
     pages: torch.Tensor
@@ -40,7 +45,12 @@ class FreshPrompts:
 
 @dataclass(frozen=True, slots=True)
 class PromptChunk:
-    """Rows [start, end) of one sequence with a past. pages: [P]; mask: [N, C] additive; context: C tokens."""
+    """Rows [start, end) of one sequence with a past.
+
+    pages: [P]
+    mask: [N, C] additive
+    context: C tokens
+    """
 
     start: int
     end: int
@@ -124,7 +134,10 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tenso
 def _attend_decodes(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: DecodeGroup, scale: float, out: torch.Tensor
 ) -> None:
-    """One row of each sequence over its own pages. keys, values: [blocks, block_size, KH, D]."""
+    """One row of each sequence over its own pages.
+
+    keys, values: [blocks, block_size, KH, D]
+    """
     count, context = group.mask.shape[0], group.mask.shape[-1]
     kv_heads, dim = keys.shape[2:]
     # Whole blocks are gathered: several times faster than single tokens. [B, KH, P * block, D]

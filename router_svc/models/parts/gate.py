@@ -9,7 +9,10 @@ from experts.exchange.wire import Route
 def softmax_top_k(x: torch.Tensor, weight: torch.Tensor, top_k: int, renormalise: bool) -> Route:
     """Softmax over all experts in float32, then the K likeliest; weights optionally divided by their sum.
 
-    x: [T, H]; weight: [E, H]. The logits are computed in weight's dtype: float32 where the family wants it.
+    x: [T, H]
+    weight: [E, H]
+
+    The logits are computed in weight's dtype: float32 where the family wants it.
     """
     logits = functional.linear(x.to(weight.dtype), weight).float()
     if renormalise:  # probabilities over their own sum are the softmax over the chosen alone

@@ -18,10 +18,12 @@ _MANY_ROWS = 48  # from here on F.linear is the faster of the plain forms
 
 
 class Linear:
-    """y = x W^T + b for x [T, M]. weight: [N, M] in any float dtype; bias: [N] or None.
+    """y = x W^T + b for x [T, M].
 
-    keep: someone else needs the weight as it is (a tied embedding), so that packing would double it;
-    onednn: whether oneDNN multiplies bfloat16 here, None = find out.
+    weight: [N, M] in any float dtype
+    bias: [N] or None
+    keep: someone else needs the weight as it is (a tied embedding), so that packing would double it
+    onednn: whether oneDNN multiplies bfloat16 here, None = find out
     """
 
     def __init__(

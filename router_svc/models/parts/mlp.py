@@ -9,7 +9,9 @@ from router_svc.models.parts.linear import Linear
 class SwiGLU:
     """down(silu(gate(x)) * up(x)), with gate and up in one product.
 
-    gate_up: [2I, H], gate rows first; down: [H, I]; output_gate: [1, H] of a sigmoid on the output, or None.
+    gate_up: [2I, H], gate rows first
+    down: [H, I]
+    output_gate: [1, H] of a sigmoid on the output, or None
     """
 
     def __init__(self, gate_up: torch.Tensor, down: torch.Tensor, output_gate: torch.Tensor | None = None) -> None:
