@@ -73,7 +73,7 @@ class AttentionWorker(Worker):
 
     async def listen(self) -> None:
         """Take requests from ingresses, at `link_port`."""
-        link = LinkServer(self.post, self.order.secret)
+        link = LinkServer(self.post, self.order.secret, self.order.seat.rank)
         self._deliver = link.deliver
         self.link_port = await link.start(self.order.seat.node_ip)
 

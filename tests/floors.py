@@ -5,7 +5,7 @@
 FLOORS = {
     "experts": (
         "errors background ladder machine epoch spec dump",
-        "address env placement threads checkpoint",
+        "address env hello placement threads checkpoint",
         "crew kernels ray_private",
         "exchange",
         "slots",
@@ -44,6 +44,7 @@ WITHOUT = {
     "experts.placement": ("torch", "ray"),
     "experts.ladder": ("torch", "time"),
     "experts.background": ("torch", "ray"),
+    "experts.hello": ("torch", "ray", "numpy"),
     "router_svc.sampling": ("torch", "ray", "grpc", "pydantic", "experts"),
     "router_svc.models": ("ray", "grpc", "router_svc.text"),
     "router_svc.text": ("torch", "ray", "grpc", "router_svc.models"),

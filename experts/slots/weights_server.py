@@ -1,10 +1,10 @@
 """WeightServer and fetch_expert: one expert's weights from a rank's slots to a peer, on connections of their own.
 
 A failure here never touches the serving group. Frames: four bytes of length, then msgpack; then the tensors' bytes in
-slices, no faster than the bandwidth that the asking side allows; then the checksum. Knows no placement and no step.
+slices, no faster than the bandwidth that the asking side allows; then the checksum. A hello goes before them. Knows no
+placement and no step.
 """
 
-import secrets
 import socket
 import socketserver
 import struct
@@ -18,11 +18,13 @@ import msgpack
 import torch
 
 from experts.background import only_log, watch_thread
+from experts.hello import Party, answer, call
 from experts.slots.digest import Digest, digest_of, slices
 
 _LENGTH = struct.Struct(">I")
 _MOST_BYTES = 1 << 16  # of a frame
 _QUIET = 5.0  # s without a byte after which a peer counts as stuck
+_PARTY = Party("weights", 1)  # the format: raise it with every change of the frames
 
 Lookup = Callable[
     [int, int, int], tuple[torch.Tensor, ...]
@@ -85,8 +87,8 @@ def fetch_expert(
     """
     deadline = time.monotonic() + seconds
     try:
-        with socket.create_connection((peer.host, peer.port), timeout=_QUIET) as link:
-            asked = {"secret": secret, "layer": layer, "slot": peer.slot, "expert": expert, "bandwidth": bandwidth}
+        with _connected(peer, secret) as link:
+            asked = {"layer": layer, "slot": peer.slot, "expert": expert, "bandwidth": bandwidth}
             _send(link, asked)
             answer = _receive(link)
             if answer["error"]:
@@ -107,6 +109,23 @@ def fetch_expert(
     return checksum
 
 
+def _connected(peer: PeerSlot, secret: str) -> socket.socket:
+    """A connection whose other end knows the secret; a hello that a busy machine held up is tried again. Raises OSError."""
+    until = time.monotonic() + _QUIET
+    while True:
+        link = socket.create_connection((peer.host, peer.port), timeout=_QUIET)
+        try:
+            call(link, secret, _PARTY)
+            return link
+        except TimeoutError:
+            link.close()
+            if time.monotonic() > until:
+                raise
+        except BaseException:
+            link.close()
+            raise
+
+
 class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     allow_reuse_address = True
@@ -122,9 +141,8 @@ class _Connection(socketserver.BaseRequestHandler):
         link = self.request
         link.settimeout(_QUIET)
         try:
+            answer(link, self.server.secret, _PARTY)
             asked = _receive(link)
-            if not secrets.compare_digest(str(asked.get("secret", "")).encode(), self.server.secret.encode()):
-                return
             try:
                 parts = self.server.lookup(int(asked["layer"]), int(asked["slot"]), int(asked["expert"]))
             except KeyError as error:

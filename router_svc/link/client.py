@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from functools import partial
 
 from experts.background import watch_task
+from experts.hello import Stranger, call_stream
 from router_svc.api.engines import EngineClient, EventStream
 from router_svc.api.limits import retry_hint
 from router_svc.api.pick import Picker
-from router_svc.link.codec import BadFrame, frame, pack_message, read_frame, unpack_event
+from router_svc.link.codec import BadFrame, frame, pack_message, party, read_frame, unpack_event
 from router_svc.request import (
     Cancel,
     Claim,
@@ -23,6 +25,7 @@ from router_svc.request import (
 )
 
 log = logging.getLogger(__name__)
+_CONNECT = 120.0  # s in which a rank that is there must answer a hello; on a busy machine it is tried again and again
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +59,32 @@ class LinkEngines(EngineClient):
 
     async def connect(self, addresses: list[LinkAddress]) -> None:
         """Open a connection to every attention rank that is there; without one, requests end with UNAVAILABLE."""
-        for address in addresses:
-            try:
-                reader, writer = await asyncio.open_connection(address.host, address.port)
-            except OSError as error:  # an ingress may start after a rank's death, which the supervisor tells of
-                log.error("no link to rank %d: %s", address.rank, error)
+        for address, streams in zip(addresses, await asyncio.gather(*map(self._open, addresses)), strict=True):
+            if streams is None:
                 continue
-            writer.write(frame(self._secret))
-            peer = _Peer(address, reader, writer)
+            peer = _Peer(address, *streams)
             self._peers[address.rank] = peer
             name = f"link to rank {address.rank}"
             self._readers.append(watch_task(name, self._read(peer), partial(self._lost, peer), returns=True))
         self._picker = Picker(list(self._peers))
+
+    async def _open(self, address: LinkAddress) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """A connection to a rank that is there and is this cluster's; a hello that a busy machine held up is tried again."""
+        until = time.monotonic() + _CONNECT
+        while True:
+            writer = None
+            try:
+                reader, writer = await asyncio.open_connection(address.host, address.port)
+                found = await call_stream(reader, writer, self._secret, party())
+                if found.rank != address.rank:
+                    raise Stranger(f"rank {found.rank} answers there")
+                return reader, writer
+            except OSError as error:  # an ingress may start after a rank's death, which the supervisor tells of
+                if writer is not None:
+                    writer.close()
+                if not isinstance(error, TimeoutError) or time.monotonic() > until:
+                    log.error("no link to rank %d: %s", address.rank, error or "no answer to the hello")
+                    return None
 
     def show_state(self, state: str, reason: str) -> None:
         """What the supervisor says of the cluster."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgpack
 
+from experts.hello import Party
 from router_svc.request import (
     Cancel,
     Claim,
@@ -22,6 +23,7 @@ from router_svc.request import (
 )
 from router_svc.sampling import Sampling
 
+FORMAT = 1  # of the frames: raise it with every change of them
 FRAME_LIMIT = 64 << 20  # bytes; the longest prompt's ids take 1.3 MB
 _LENGTH = struct.Struct("!I")
 _SAMPLING = tuple(f.name for f in fields(Sampling) if f.init)
@@ -29,6 +31,11 @@ _SAMPLING = tuple(f.name for f in fields(Sampling) if f.init)
 
 class BadFrame(Exception):
     """Bytes that are no frame of this link."""
+
+
+def party(rank: int = -1) -> Party:
+    """What an end of a link says of itself in the hello. rank: of an attention rank; an ingress has none."""
+    return Party("engine link", FORMAT, rank)
 
 
 def frame(value: Any) -> bytes:

@@ -1,14 +1,14 @@
 """LinkServer: the attention rank's end. Requests in, one frame of events per step and ingress out."""
 
 import asyncio
-import hmac
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from experts.background import watch_task
-from router_svc.link.codec import BadFrame, frame, pack_event, read_frame, unpack_message
+from experts.hello import answer_stream
+from router_svc.link.codec import BadFrame, frame, pack_event, party, read_frame, unpack_message
 from router_svc.request import (
     Cancel,
     Claim,
@@ -48,12 +48,13 @@ class _Ingress:
 class LinkServer:
     """Lives in the event loop; `deliver` may be called from any thread and never blocks."""
 
-    def __init__(self, post: Callable[[Message], None], secret: str) -> None:
+    def __init__(self, post: Callable[[Message], None], secret: str, rank: int) -> None:
         """post: the engine's
-        secret: what an ingress must say first
+        secret: what an ingress must know
+        rank: whose end this is
         """
         self._post = post
-        self._secret = secret
+        self._secret, self._own = secret, party(rank)
         self._owners: dict[str, _Ingress] = {}
         self._loop = asyncio.get_running_loop()
         self._server: asyncio.Server | None = None
@@ -70,13 +71,11 @@ class LinkServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ingress = _Ingress(writer)
         try:
-            hello = await read_frame(reader)
-            if not (isinstance(hello, str) and hmac.compare_digest(hello.encode(), self._secret.encode())):
-                raise BadFrame("a connection without the link's secret")
+            await answer_stream(reader, writer, self._secret, self._own)
             while (value := await read_frame(reader)) is not None:
                 self._take(ingress, unpack_message(value))
-        except BadFrame as error:
-            log.warning("link closed: %s", error)
+        except (BadFrame, TimeoutError, ConnectionError) as error:
+            log.warning("link closed: %s", error or "the hello took too long")
         finally:
             for request_id in list(ingress.requests):
                 self._owners.pop(request_id, None)

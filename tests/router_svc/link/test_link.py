@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experts.hello import Calling, call_stream
 from router_svc.api.engines import StreamFailed
 from router_svc.api.pick import Picker
 from router_svc.link.client import LinkAddress, LinkEngines
@@ -16,6 +17,7 @@ from router_svc.link.codec import (
     frame,
     pack_event,
     pack_message,
+    party,
     read_frame,
     unpack_event,
     unpack_message,
@@ -111,7 +113,7 @@ class Sink:
 
 async def test_requests_and_events_travel_and_lost_ranks_are_told() -> None:
     sink = Sink()
-    server = LinkServer(sink.messages.append, "secret")
+    server = LinkServer(sink.messages.append, "secret", 4)
     port = await server.start("127.0.0.1")
     engines = LinkEngines("secret")
     await engines.connect([LinkAddress(4, "127.0.0.1", port)])
@@ -139,9 +141,9 @@ async def test_requests_and_events_travel_and_lost_ranks_are_told() -> None:
 
 async def test_a_request_is_forgotten_when_its_last_choice_ends_however_that_comes() -> None:
     sink = Sink()
-    server = LinkServer(sink.messages.append, "secret")
+    server = LinkServer(sink.messages.append, "secret", 4)
     engines = LinkEngines("secret")
-    await engines.connect([LinkAddress(0, "127.0.0.1", await server.start("127.0.0.1"))])
+    await engines.connect([LinkAddress(4, "127.0.0.1", await server.start("127.0.0.1"))])
     request = EngineRequest("r", (1, 2), Sampling(max_tokens=5, seed=1, n=3))
     stream = engines.submit(request)
     await sink.wait(1)
@@ -159,9 +161,9 @@ async def test_a_request_is_forgotten_when_its_last_choice_ends_however_that_com
 
 async def test_draining_does_not_resume_what_its_reader_holds() -> None:
     sink = Sink()
-    server = LinkServer(sink.messages.append, "secret")
+    server = LinkServer(sink.messages.append, "secret", 4)
     reader, writer = await asyncio.open_connection("127.0.0.1", await server.start("127.0.0.1"))
-    writer.write(frame("secret"))
+    await call_stream(reader, writer, "secret", party())
     for name in ("slow", "quick"):
         writer.write(frame(pack_message(EngineRequest(name, (1,), Sampling(max_tokens=5, seed=1)))))
     await sink.wait(2)
@@ -177,12 +179,19 @@ async def test_draining_does_not_resume_what_its_reader_holds() -> None:
 
 async def test_a_wrong_secret_gets_nothing() -> None:
     sink = Sink()
-    port = await LinkServer(sink.messages.append, "secret").start("127.0.0.1")
-    for hello in ("wrong", 3, ["secret"]):
+    port = await LinkServer(sink.messages.append, "secret", 4).start("127.0.0.1")
+    message = frame(pack_message(Cancel("x")))
+    for said in (frame("secret"), frame(3), frame(["secret"]), Calling("secret", party()).message + bytes(32)):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(frame(hello) + frame(pack_message(Cancel("x"))))
-        assert await reader.read() == b""
+        writer.write(said + message)
+        assert message not in await reader.read()
         writer.close()
+    for secret, rank in (("wrong", 4), ("secret", 5)):
+        engines = LinkEngines(secret)
+        await engines.connect([LinkAddress(rank, "127.0.0.1", port)])
+        stream = engines.submit(EngineRequest("r", (1, 2), Sampling(max_tokens=5, seed=0)))
+        with pytest.raises(StreamFailed, match="no attention rank can serve"):
+            await stream.next()
     assert sink.messages == []
 
 
@@ -209,7 +218,7 @@ def test_picker_levels_work_and_keeps_prefixes_at_home() -> None:
 
 async def test_a_link_whose_reader_fails_fails_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     sink = Sink()
-    server = LinkServer(sink.messages.append, "secret")
+    server = LinkServer(sink.messages.append, "secret", 4)
     engines = LinkEngines("secret")
     await engines.connect([LinkAddress(4, "127.0.0.1", await server.start("127.0.0.1"))])
     engines.show_state("ready", "")

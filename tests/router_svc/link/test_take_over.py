@@ -20,7 +20,7 @@ class Ranks:
 
     def __init__(self, count: int) -> None:
         self.posted: list[list[Message]] = [[] for _ in range(count)]
-        self.servers = [LinkServer(posted.append, "secret") for posted in self.posted]
+        self.servers = [LinkServer(posted.append, "secret", rank) for rank, posted in enumerate(self.posted)]
 
     async def ingress(self) -> LinkEngines:
         self.ports = getattr(self, "ports", None) or [await server.start("127.0.0.1") for server in self.servers]

@@ -1,0 +1,198 @@
+"""Hello: how two processes of a cluster make sure of each other before anything else travels on their connection.
+
+Each proves that it knows the cluster's secret, which itself never travels:
+
+    caller -> listener   who it is, its challenge
+    listener -> caller   who it is, its challenge, its proof
+    caller -> listener   its proof
+
+A proof is HMAC-SHA256 over the prover's side and both messages with both challenges (ISO/IEC 9798-4, three-pass mutual
+authentication), so that what was seen on another connection, or one's own words sent back, prove nothing. What follows on
+the connection is neither encrypted nor authenticated by it.
+"""
+
+import asyncio
+import hmac
+import secrets
+import socket
+import struct
+import time
+from dataclasses import dataclass
+
+import msgpack
+
+SECONDS = 2.0  # that a hello may take
+MOST_BYTES = 4096  # of a message
+_CHALLENGE, _PROOF = 32, 32  # bytes
+_LENGTH = struct.Struct(">I")
+
+
+class Stranger(ConnectionError):
+    """Who is at the other end is not who was expected, or nobody that speaks this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """What one end says of itself.
+
+    purpose: what the connection is for
+    format: of what travels on it then; both ends have the same
+    rank, incarnation: its seat, -1 for a process without one
+    """
+
+    purpose: str
+    format: int
+    rank: int = -1
+    incarnation: int = 0
+
+
+class _Side:
+    """One end of a hello, without its connection."""
+
+    def __init__(self, secret: str, own: Party) -> None:
+        self._secret, self._own = secret.encode(), own
+        said = msgpack.packb([own.purpose, own.format, own.rank, own.incarnation, secrets.token_bytes(_CHALLENGE)])
+        self.message: bytes = _LENGTH.pack(len(said)) + said
+
+    def party(self, body: bytes) -> Party:
+        """The other end, from its message. Raises Stranger."""
+        try:
+            purpose, form, rank, incarnation, challenge = msgpack.unpackb(body)
+            kinds = [type(part) for part in (purpose, form, rank, incarnation, challenge)]
+            if kinds != [str, int, int, int, bytes] or len(challenge) != _CHALLENGE:
+                raise ValueError(kinds)
+        except (ValueError, TypeError, msgpack.UnpackException):
+            raise Stranger(f"{len(body)} bytes that are no hello") from None
+        if (purpose, form) != (self._own.purpose, self._own.format):
+            wanted = f"{self._own.purpose!r} in format {self._own.format}"
+            raise Stranger(f"a hello for {purpose[:40]!r} in format {form}, expected {wanted}")
+        return Party(purpose, form, rank, incarnation)
+
+    def proof(self, side: bytes, called: bytes, answered: bytes) -> bytes:
+        """Of the end `side`; called, answered: both messages as they travelled."""
+        return hmac.digest(self._secret, side + called + answered, "sha256")
+
+    def check(self, proof: bytes, side: bytes, called: bytes, answered: bytes) -> None:
+        """Raises Stranger where the proof is not that of `side`."""
+        if not hmac.compare_digest(proof, self.proof(side, called, answered)):
+            raise Stranger("the other end does not know this cluster's secret")
+
+
+class Calling(_Side):
+    """The caller's end: send `message`, read the answer and its proof, send what `answered` returns."""
+
+    def answered(self, body: bytes, proof: bytes) -> tuple[Party, bytes]:
+        """The listener, and the proof to send it. Raises Stranger."""
+        answer = _LENGTH.pack(len(body)) + body
+        party = self.party(body)
+        self.check(proof, b"listener", self.message, answer)
+        return party, self.proof(b"caller", self.message, answer)
+
+
+class Listening(_Side):
+    """The listener's end: read a message, send what `called` returns, read the proof and give it to `proven`."""
+
+    def called(self, body: bytes) -> bytes:
+        """What to send back. Raises Stranger."""
+        self._party, self._call = self.party(body), _LENGTH.pack(len(body)) + body
+        return self.message + self.proof(b"listener", self._call, self.message)
+
+    def proven(self, proof: bytes) -> Party:
+        """The caller. Raises Stranger."""
+        self.check(proof, b"caller", self._call, self.message)
+        return self._party
+
+
+def call(link: socket.socket, secret: str, own: Party, seconds: float = SECONDS) -> Party:
+    """Who answers a blocking connection. Raises Stranger, TimeoutError, OSError; the socket's timeout is as before then."""
+    with _Deadline(link, seconds) as link_until:
+        side = Calling(secret, own)
+        link_until.send(side.message)
+        party, proof = side.answered(link_until.message(), link_until.exactly(_PROOF))
+        link_until.send(proof)
+        return party
+
+
+def answer(link: socket.socket, secret: str, own: Party, seconds: float = SECONDS) -> Party:
+    """Who calls on a blocking connection. Raises Stranger, TimeoutError, OSError; the socket's timeout is as before then."""
+    with _Deadline(link, seconds) as link_until:
+        side = Listening(secret, own)
+        link_until.send(side.called(link_until.message()))
+        return side.proven(link_until.exactly(_PROOF))
+
+
+async def call_stream(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str, own: Party, seconds: float = SECONDS
+) -> Party:
+    """As `call`, over asyncio's streams."""
+    async with asyncio.timeout(seconds):
+        side = Calling(secret, own)
+        writer.write(side.message)
+        party, proof = side.answered(await _message(reader), await _exactly(reader, _PROOF))
+        writer.write(proof)
+        return party
+
+
+async def answer_stream(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str, own: Party, seconds: float = SECONDS
+) -> Party:
+    """As `answer`, over asyncio's streams."""
+    async with asyncio.timeout(seconds):
+        side = Listening(secret, own)
+        writer.write(side.called(await _message(reader)))
+        return side.proven(await _exactly(reader, _PROOF))
+
+
+def _length(head: bytes) -> int:
+    length: int = _LENGTH.unpack(head)[0]
+    if length > MOST_BYTES:
+        raise Stranger(f"a hello of {length} bytes, at most {MOST_BYTES} are taken")
+    return length
+
+
+async def _message(reader: asyncio.StreamReader) -> bytes:
+    return await _exactly(reader, _length(await _exactly(reader, _LENGTH.size)))
+
+
+async def _exactly(reader: asyncio.StreamReader, count: int) -> bytes:
+    try:
+        return await reader.readexactly(count)
+    except asyncio.IncompleteReadError:
+        raise Stranger("the other end closed the connection in the hello") from None
+
+
+class _Deadline:
+    """A blocking socket until a deadline, however many bytes come one by one."""
+
+    def __init__(self, link: socket.socket, seconds: float) -> None:
+        self._link, self._until = link, time.monotonic() + seconds
+
+    def __enter__(self) -> "_Deadline":
+        self._before = self._link.gettimeout()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._link.settimeout(self._before)
+
+    def send(self, data: bytes) -> None:
+        self._bound()
+        self._link.sendall(data)
+
+    def message(self) -> bytes:
+        return self.exactly(_length(self.exactly(_LENGTH.size)))
+
+    def exactly(self, count: int) -> bytes:
+        out = bytearray()
+        while len(out) < count:
+            self._bound()
+            data = self._link.recv(count - len(out))
+            if not data:
+                raise Stranger("the other end closed the connection in the hello")
+            out += data
+        return bytes(out)
+
+    def _bound(self) -> None:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the hello took too long")
+        self._link.settimeout(left)
