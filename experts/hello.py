@@ -5,6 +5,7 @@ Each proves that it knows the cluster's secret, which itself never travels:
     caller -> listener   who it is, its challenge
     listener -> caller   who it is, its challenge, its proof
     caller -> listener   its proof
+    listener -> caller   one byte: taken
 
 A proof is HMAC-SHA256 over the prover's side and both messages with both challenges (ISO/IEC 9798-4, three-pass mutual
 authentication), so that what was seen on another connection, or one's own words sent back, prove nothing. What follows on
@@ -23,12 +24,21 @@ import msgpack
 
 SECONDS = 2.0  # that a hello may take
 MOST_BYTES = 4096  # of a message
+PAUSE = 0.1  # s before a hello that was held up is tried again
 _CHALLENGE, _PROOF = 32, 32  # bytes
+_TAKEN = b"\x01"
 _LENGTH = struct.Struct(">I")
 
 
 class Stranger(ConnectionError):
     """Who is at the other end is not who was expected, or nobody that speaks this."""
+
+
+class Unfinished(ConnectionError):
+    """The other end closed the connection in the hello, as one does that has waited too long for this one."""
+
+
+HELD_UP = (TimeoutError, Unfinished, ConnectionResetError, BrokenPipeError)  # a caller may try again
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +65,7 @@ class _Side:
         self.message: bytes = _LENGTH.pack(len(said)) + said
 
     def party(self, body: bytes) -> Party:
-        """The other end, from its message. Raises Stranger."""
+        """The other end, from its message. Raises Stranger for what is none."""
         try:
             purpose, form, rank, incarnation, challenge = msgpack.unpackb(body)
             kinds = [type(part) for part in (purpose, form, rank, incarnation, challenge)]
@@ -63,10 +73,14 @@ class _Side:
                 raise ValueError(kinds)
         except (ValueError, TypeError, msgpack.UnpackException):
             raise Stranger(f"{len(body)} bytes that are no hello") from None
-        if (purpose, form) != (self._own.purpose, self._own.format):
-            wanted = f"{self._own.purpose!r} in format {self._own.format}"
-            raise Stranger(f"a hello for {purpose[:40]!r} in format {form}, expected {wanted}")
         return Party(purpose, form, rank, incarnation)
+
+    def fits(self, party: Party) -> None:
+        """Raises Stranger where the other end is here for something else."""
+        own = self._own
+        if (party.purpose, party.format) != (own.purpose, own.format):
+            found = f"{party.purpose[:40]!r} in format {party.format}"
+            raise Stranger(f"a hello for {found}, expected {own.purpose!r} in format {own.format}")
 
     def proof(self, side: bytes, called: bytes, answered: bytes) -> bytes:
         """Of the end `side`; called, answered: both messages as they travelled."""
@@ -86,11 +100,15 @@ class Calling(_Side):
         answer = _LENGTH.pack(len(body)) + body
         party = self.party(body)
         self.check(proof, b"listener", self.message, answer)
+        self.fits(party)
         return party, self.proof(b"caller", self.message, answer)
 
 
 class Listening(_Side):
-    """The listener's end: read a message, send what `called` returns, read the proof and give it to `proven`."""
+    """The listener's end: read a message, send what `called` returns, read the proof and give it to `proven`.
+
+    Who is here for something else is answered, too, so that it can say what it found.
+    """
 
     def called(self, body: bytes) -> bytes:
         """What to send back. Raises Stranger."""
@@ -99,26 +117,33 @@ class Listening(_Side):
 
     def proven(self, proof: bytes) -> Party:
         """The caller. Raises Stranger."""
+        self.fits(self._party)
         self.check(proof, b"caller", self._call, self.message)
         return self._party
 
 
 def call(link: socket.socket, secret: str, own: Party, seconds: float = SECONDS) -> Party:
-    """Who answers a blocking connection. Raises Stranger, TimeoutError, OSError; the socket's timeout is as before then."""
-    with _Deadline(link, seconds) as link_until:
+    """Who answers a blocking connection, and has taken this end. Raises Stranger, HELD_UP, OSError.
+
+    The socket's timeout is as before then.
+    """
+    with _Deadline(link, seconds) as timed:
         side = Calling(secret, own)
-        link_until.send(side.message)
-        party, proof = side.answered(link_until.message(), link_until.exactly(_PROOF))
-        link_until.send(proof)
+        timed.send(side.message)
+        party, proof = side.answered(timed.message(), timed.exactly(_PROOF))
+        timed.send(proof)
+        timed.exactly(len(_TAKEN))
         return party
 
 
 def answer(link: socket.socket, secret: str, own: Party, seconds: float = SECONDS) -> Party:
-    """Who calls on a blocking connection. Raises Stranger, TimeoutError, OSError; the socket's timeout is as before then."""
-    with _Deadline(link, seconds) as link_until:
+    """Who calls on a blocking connection. Raises Stranger, HELD_UP, OSError; the socket's timeout is as before then."""
+    with _Deadline(link, seconds) as timed:
         side = Listening(secret, own)
-        link_until.send(side.called(link_until.message()))
-        return side.proven(link_until.exactly(_PROOF))
+        timed.send(side.called(timed.message()))
+        party = side.proven(timed.exactly(_PROOF))
+        timed.send(_TAKEN)
+        return party
 
 
 async def call_stream(
@@ -130,6 +155,7 @@ async def call_stream(
         writer.write(side.message)
         party, proof = side.answered(await _message(reader), await _exactly(reader, _PROOF))
         writer.write(proof)
+        await _exactly(reader, len(_TAKEN))
         return party
 
 
@@ -140,7 +166,9 @@ async def answer_stream(
     async with asyncio.timeout(seconds):
         side = Listening(secret, own)
         writer.write(side.called(await _message(reader)))
-        return side.proven(await _exactly(reader, _PROOF))
+        party = side.proven(await _exactly(reader, _PROOF))
+        writer.write(_TAKEN)
+        return party
 
 
 def _length(head: bytes) -> int:
@@ -158,7 +186,7 @@ async def _exactly(reader: asyncio.StreamReader, count: int) -> bytes:
     try:
         return await reader.readexactly(count)
     except asyncio.IncompleteReadError:
-        raise Stranger("the other end closed the connection in the hello") from None
+        raise Unfinished("the other end closed the connection in the hello") from None
 
 
 class _Deadline:
@@ -187,7 +215,7 @@ class _Deadline:
             self._bound()
             data = self._link.recv(count - len(out))
             if not data:
-                raise Stranger("the other end closed the connection in the hello")
+                raise Unfinished("the other end closed the connection in the hello")
             out += data
         return bytes(out)
 

@@ -18,7 +18,7 @@ import msgpack
 import torch
 
 from experts.background import only_log, watch_thread
-from experts.hello import Party, answer, call
+from experts.hello import HELD_UP, PAUSE, Party, answer, call
 from experts.slots.digest import Digest, digest_of, slices
 
 _LENGTH = struct.Struct(">I")
@@ -117,10 +117,11 @@ def _connected(peer: PeerSlot, secret: str) -> socket.socket:
         try:
             call(link, secret, _PARTY)
             return link
-        except TimeoutError:
+        except HELD_UP:
             link.close()
             if time.monotonic() > until:
                 raise
+            time.sleep(PAUSE)
         except BaseException:
             link.close()
             raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from experts.background import watch_task
-from experts.hello import Stranger, call_stream
+from experts.hello import HELD_UP, PAUSE, Stranger, call_stream
 from router_svc.api.engines import EngineClient, EventStream
 from router_svc.api.limits import retry_hint
 from router_svc.api.pick import Picker
@@ -79,12 +79,13 @@ class LinkEngines(EngineClient):
                 if found.rank != address.rank:
                     raise Stranger(f"rank {found.rank} answers there")
                 return reader, writer
-            except OSError as error:  # an ingress may start after a rank's death, which the supervisor tells of
+            except OSError as error:  # after a rank's death, which the supervisor reports, an ingress starts without it
                 if writer is not None:
                     writer.close()
-                if not isinstance(error, TimeoutError) or time.monotonic() > until:
-                    log.error("no link to rank %d: %s", address.rank, error or "no answer to the hello")
+                if not isinstance(error, HELD_UP) or time.monotonic() > until:
+                    log.error("no link to rank %d: %s", address.rank, str(error) or "no answer to the hello")
                     return None
+                await asyncio.sleep(PAUSE)
 
     def show_state(self, state: str, reason: str) -> None:
         """What the supervisor says of the cluster."""

@@ -75,7 +75,7 @@ class LinkServer:
             while (value := await read_frame(reader)) is not None:
                 self._take(ingress, unpack_message(value))
         except (BadFrame, TimeoutError, ConnectionError) as error:
-            log.warning("link closed: %s", error or "the hello took too long")
+            log.warning("link closed: %s", str(error) or "the hello took too long")
         finally:
             for request_id in list(ingress.requests):
                 self._owners.pop(request_id, None)

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experts.hello import Calling, Listening, Party, Stranger, answer, answer_stream, call, call_stream
+from experts.hello import (
+    Calling,
+    Listening,
+    Party,
+    Stranger,
+    Unfinished,
+    answer,
+    answer_stream,
+    call,
+    call_stream,
+)
 from tests.patience import PATIENCE
 
 CALLER, LISTENER = Party("trial", 3), Party("trial", 3, rank=4, incarnation=2)
@@ -47,15 +58,15 @@ def test_both_ends_learn_who_is_there() -> None:
     ("secret", "party", "caller_says", "listener_says"),
     [
         ("other", CALLER, "secret", "closed"),
-        ("s", Party("else", 3), "closed", "'else' in format 3, expected 'trial' in format 3"),
-        ("s", Party("trial", 2), "closed", "'trial' in format 2, expected 'trial' in format 3"),
+        ("s", Party("else", 3), "'trial' in format 3, expected 'else' in format 3", "closed"),
+        ("s", Party("trial", 2), "'trial' in format 3, expected 'trial' in format 2", "closed"),
     ],
 )
 def test_who_does_not_fit_is_refused(secret: str, party: Party, caller_says: str, listener_says: str) -> None:
     caller, listener = meet((secret, party), ("s", LISTENER))
     assert isinstance(caller, Stranger)
     assert caller_says in str(caller)
-    assert isinstance(listener, Stranger)
+    assert isinstance(listener, Unfinished)
     assert listener_says in str(listener)
 
 
@@ -98,9 +109,16 @@ def test_a_changed_seat_is_noticed() -> None:
         caller.answered(changed, answered[-32:])
 
 
+def test_who_is_here_for_something_else_is_not_taken_though_it_knows_the_secret() -> None:
+    caller, listener = Calling("s", Party("else", 3)), Listening("s", LISTENER)
+    answered = listener.called(body(caller.message))
+    with pytest.raises(Stranger, match="'else' in format 3, expected 'trial' in format 3"):
+        listener.proven(caller.proof(b"caller", caller.message, answered[:-32]))
+
+
 @given(st.binary(max_size=80))
 def test_bytes_that_are_no_hello_are_refused(data: bytes) -> None:
-    with pytest.raises(Stranger, match=r"no hello|expected"):
+    with pytest.raises(Stranger, match="no hello"):
         Listening("s", LISTENER).called(data)
 
 
@@ -134,6 +152,24 @@ def test_who_is_silent_or_sends_byte_by_byte_is_waited_for_only_so_long() -> Non
         assert right.gettimeout() == 77.0
 
 
+def test_a_caller_knows_that_it_was_taken() -> None:
+    """A listener that lost patience before the proof came has closed: the caller must not believe itself connected."""
+    left, right = socket.socketpair()
+
+    def impatient() -> None:
+        side = Listening("s", LISTENER)
+        (length,) = struct.unpack(">I", right.recv(4))
+        right.sendall(side.called(right.recv(length)))
+        right.recv(32)
+        right.close()
+
+    thread = threading.Thread(target=impatient)
+    thread.start()
+    with left, pytest.raises(Unfinished):
+        call(left, "s", CALLER, PATIENCE)
+    thread.join(PATIENCE)
+
+
 async def test_over_streams() -> None:
     found: list[object] = []
 
@@ -141,7 +177,7 @@ async def test_over_streams() -> None:
         try:
             found.append(await answer_stream(reader, writer, "s", LISTENER, 0.5))
             found.append(await reader.readexactly(4))
-        except (Stranger, TimeoutError) as error:
+        except (Unfinished, TimeoutError) as error:
             found.append(type(error))
         writer.close()
 
@@ -165,5 +201,5 @@ async def test_over_streams() -> None:
     with pytest.raises(Stranger, match="secret"):
         await call_stream(reader, writer, "other", CALLER, PATIENCE)
     writer.close()
-    assert (await seen(4))[3] is Stranger
+    assert (await seen(4))[3] is Unfinished
     server.close()

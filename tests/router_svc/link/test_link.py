@@ -235,3 +235,34 @@ async def test_a_link_whose_reader_fails_fails_its_requests(monkeypatch: pytest.
     assert engines.state()[0] == "degraded"
     await sink.wait(2)
     assert sink.messages[1] == Cancel("r", None), "the rank's work ends with the connection"
+
+
+async def test_a_hello_that_was_held_up_is_tried_again() -> None:
+    """The rank loses patience with the first connection, as beside other work; the ingress comes again and is linked."""
+    sink = Sink()
+    port = await LinkServer(sink.messages.append, "secret", 4).start("127.0.0.1")
+    calls = 0
+
+    async def between(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            writer.close()
+            return
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
+
+        async def pass_on(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+            while data := await source.read(1 << 16):
+                to.write(data)
+
+        await asyncio.gather(pass_on(reader, inner_writer), pass_on(inner_reader, writer))
+
+    front = await asyncio.start_server(between, "127.0.0.1", 0)
+    engines = LinkEngines("secret")
+    await engines.connect([LinkAddress(4, "127.0.0.1", front.sockets[0].getsockname()[1])])
+    engines.show_state("ready", "")
+    request = EngineRequest("r", (1, 2), Sampling(max_tokens=5, seed=1))
+    engines.submit(request)
+    assert await sink.wait(1) == [request]
+    assert calls == 2
+    front.close()
