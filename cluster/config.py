@@ -40,6 +40,11 @@ class ServeConfig:
         1024,
     )
     device: str = option("auto", "Where tensors live.", choices=("auto", "cpu", "cuda"))
+    exchange: str = option(
+        "auto",
+        "How tokens travel between ranks. auto: links (sockets of our own) on CPUs, nccl on GPUs.",
+        choices=("auto", "links", "gloo", "nccl"),
+    )
     dtype: str = option(
         "auto",
         "auto: the checkpoint's on GPUs and on CPUs with bf16 instructions, else float32.",

@@ -19,6 +19,7 @@ from experts.checkpoint.reader import CheckpointReader
 from experts.crew import most_threads
 from experts.epoch.membership import Member
 from experts.errors import UserError
+from experts.exchange.registry import exchange_for
 from experts.machine import free_memory, own_memory
 from experts.placement import ABSENT, Placement
 from experts.slots.loader import check_experts
@@ -51,6 +52,7 @@ class ServePlan:
     """What a rank or an ingress needs to know to start; picklable.
 
     most_threads: of any process, as the machine and the user allow
+    exchange: between ranks, by its name in the registry
     min_copies: ranks that hold each expert, where slots allow
     user_folder: the folder that `serve` was started in, where a policy of the user's own is looked for
     """
@@ -68,6 +70,7 @@ class ServePlan:
     balancing: Balancing = Balancing(False)
     min_copies: int = 1
     user_folder: str = ""
+    exchange: str = "local"
 
     @property
     def limits(self) -> ServiceLimits:
@@ -155,6 +158,7 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True, check
         balancing,
         _min_copies(config, placement),
         user_folder(),
+        _exchange(config, device),
     )
 
 
@@ -212,6 +216,14 @@ def _device(config: ServeConfig) -> str:
             "%d ranks take %d GPUs and here are %d: the CPU is used; expected %s", ranks, ranks, gpus, _FEWER_RANKS
         )
     return "cpu"
+
+
+def _exchange(config: ServeConfig, device: str) -> str:
+    if not config.one_process:
+        return exchange_for(device, config.exchange)
+    if config.exchange != "auto":
+        log.warning("--exchange %s has no effect: all runs in one process", config.exchange)
+    return "local"
 
 
 def _dtype(wanted: str, spec: ModelSpec, device: str) -> torch.dtype:

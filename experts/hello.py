@@ -48,12 +48,14 @@ class Party:
     purpose: what the connection is for
     format: of what travels on it then; both ends have the same
     rank, incarnation: its seat, -1 for a process without one
+    sizes: of what travels, where the format leaves them open; both ends have the same
     """
 
     purpose: str
     format: int
     rank: int = -1
     incarnation: int = 0
+    sizes: tuple[int, ...] = ()
 
 
 class _Side:
@@ -61,19 +63,20 @@ class _Side:
 
     def __init__(self, secret: str, own: Party) -> None:
         self._secret, self._own = secret.encode(), own
-        said = msgpack.packb([own.purpose, own.format, own.rank, own.incarnation, secrets.token_bytes(_CHALLENGE)])
+        who = [own.purpose, own.format, own.rank, own.incarnation, own.sizes]
+        said = msgpack.packb([*who, secrets.token_bytes(_CHALLENGE)])
         self.message: bytes = _LENGTH.pack(len(said)) + said
 
     def party(self, body: bytes) -> Party:
         """The other end, from its message. Raises Stranger for what is none."""
         try:
-            purpose, form, rank, incarnation, challenge = msgpack.unpackb(body)
-            kinds = [type(part) for part in (purpose, form, rank, incarnation, challenge)]
-            if kinds != [str, int, int, int, bytes] or len(challenge) != _CHALLENGE:
+            purpose, form, rank, incarnation, sizes, challenge = msgpack.unpackb(body)
+            kinds = [type(part) for part in (purpose, form, rank, incarnation, sizes, challenge, *sizes)]
+            if kinds != [str, int, int, int, list, bytes, *[int] * len(sizes)] or len(challenge) != _CHALLENGE:
                 raise ValueError(kinds)
         except (ValueError, TypeError, msgpack.UnpackException):
             raise Stranger(f"{len(body)} bytes that are no hello") from None
-        return Party(purpose, form, rank, incarnation)
+        return Party(purpose, form, rank, incarnation, tuple(sizes))
 
     def fits(self, party: Party) -> None:
         """Raises Stranger where the other end is here for something else."""
@@ -81,6 +84,8 @@ class _Side:
         if (party.purpose, party.format) != (own.purpose, own.format):
             found = f"{party.purpose[:40]!r} in format {party.format}"
             raise Stranger(f"a hello for {found}, expected {own.purpose!r} in format {own.format}")
+        if party.sizes != own.sizes:
+            raise Stranger(f"a hello for {own.purpose!r} with sizes {party.sizes}, expected {own.sizes}")
 
     def proof(self, side: bytes, called: bytes, answered: bytes) -> bytes:
         """Of the end `side`; called, answered: both messages as they travelled."""

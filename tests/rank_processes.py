@@ -25,8 +25,9 @@ import torch
 from cluster.config import ServeConfig
 from cluster.control.orders import Orders
 from cluster.plan import make_plan
-from experts.epoch.membership import EpochRecord, Member, Membership
+from experts.epoch.membership import EpochRecord, Membership
 from experts.exchange.group import open_store
+from experts.exchange.registry import exchange_for
 from experts.worker.worker import WorkerOrder
 from router_svc.request import EngineRequest, Event
 from router_svc.worker import AttentionOrder
@@ -52,7 +53,7 @@ class Rank:
         self._lock = threading.Lock()
         self._calls: dict[int, Future[Any]] = {}
         self._heard = heard
-        self.loaded: Future[int] = self._expect(0)  # the port of its weights
+        self.loaded: Future[tuple[int, int]] = self._expect(0)  # the ports of its weights and its links
         threading.Thread(target=self._listen, daemon=True).start()
 
     def begin(self, verb: str, *args: Any) -> Future[Any]:
@@ -108,7 +109,9 @@ class Ranks:
             attention_workers=attention, expert_workers=experts, **options,
         )  # fmt: skip
         plan = make_plan(folder, config, check_ports=False, check_text=False)
-        self.plan = replace(plan, device=device)  # `serve` would want a GPU for each rank
+        self.plan = replace(
+            plan, device=device, exchange=exchange_for(device)
+        )  # `serve` would want a GPU for each rank
         self.store = open_store("127.0.0.1")
         self._answers: queue.SimpleQueue[Event] = queue.SimpleQueue()
         orders = Orders(self.plan)
@@ -116,7 +119,9 @@ class Ranks:
             Rank(replace(orders.of(seat, "secret", self.plan.placement, orders.policy), threads=1), self._heard)
             for seat in self.plan.seats
         ]
-        self.ports = {rank.seat.rank: rank.loaded.result(_START) for rank in self.ranks}
+        loaded = {rank.seat.rank: rank.loaded.result(_START) for rank in self.ranks}
+        self.ports = {rank: weights for rank, (weights, _) in loaded.items()}
+        self._links = {rank: links for rank, (_, links) in loaded.items()}
 
     @property
     def bringers(self) -> list[Rank]:
@@ -130,7 +135,7 @@ class Ranks:
 
     def record(self, epoch: int, planned: bool = False, timeout: float = PATIENCE) -> EpochRecord:
         """An epoch of all ranks. timeout: s."""
-        members = tuple(Member(rank.seat.rank, rank.seat.role) for rank in self.ranks)
+        members = tuple(replace(rank.seat, exchange_port=self._links[rank.seat.rank]) for rank in self.ranks)
         return EpochRecord(Membership(epoch, members), "127.0.0.1", self.store.port, timeout, planned)
 
     def join(self, epoch: int, timeout: float = PATIENCE) -> None:
@@ -198,7 +203,7 @@ def _main(order: WorkerOrder, pipe: Connection) -> None:
     if isinstance(order, AttentionOrder):
         order = replace(order, deliver=lambda events: say("events", events))
     worker = asyncio.run(order.load(lambda done, total: None))
-    say("answer", 0, worker.weights_port, None)
+    say("answer", 0, (worker.weights_port, worker.exchange_port), None)
     verbs = {
         "ring": worker.bell.ring,
         "join": lambda record: worker.join(record, lambda moment: say("ring", moment), lambda why: say("ended", why)),

@@ -227,7 +227,7 @@ class Cell:
         planned: members come to the first step by themselves
         """
         loop = asyncio.get_running_loop()
-        if self._store is None and exchange_kind(self._orders.exchange).meets:
+        if self._store is None and exchange_kind(self._plan.exchange).meets:
             self._store = open_store(HERE, ended=lambda what: loop.call_soon_threadsafe(self._happened, "store", what))
         seats = tuple(seat.member for seat in members)
         membership = Membership(number, seats, version)

@@ -22,7 +22,6 @@ class Orders:
     """What the ranks of a plan load. Crosses processes; simulations have one of their own."""
 
     plan: ServePlan
-    exchange = "collective"  # by its name in the registry
 
     @property
     def policy(self) -> SplitPolicy:
@@ -43,7 +42,7 @@ class Orders:
         common = WorkerOrder(
             seat=seat, folder=plan.folder, spec=plan.spec.experts, placement=placement, dtype=plan.dtype,
             device=plan.device, threads=self._threads(seat), budget=plan.engine.max_num_batched_tokens, secret=secret,
-            policy=policy, exchange=self.exchange,
+            policy=policy, exchange=plan.exchange,
         )  # fmt: skip
         return self.attention(common) if seat.runs_attention else self.experts(common)
 
@@ -101,7 +100,6 @@ class LocalOrders(Orders):
     """Of a plan with one rank, which holds all experts. deliver: takes its events."""
 
     deliver: Deliver
-    exchange = "local"
 
     def attention(self, common: WorkerOrder) -> WorkerOrder:
         return AttentionOrder(**vars(common), model=self.plan.spec, engine=self.plan.engine, deliver=self.deliver)

@@ -40,7 +40,7 @@ class Seat:
 
     def loaded(self, found: Loaded) -> None:
         """It has its weights."""
-        self.member = replace(self.member, pid=found.pid)
+        self.member = replace(self.member, pid=found.pid, exchange_port=found.exchange_port)
         self.link_port, self.weights_port = found.link_port, found.weights_port
 
 

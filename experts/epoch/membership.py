@@ -13,6 +13,7 @@ class Member:
 
     rank: the seat's number, which never changes
     incarnation: which process sits there
+    exchange_port: where its links are called, 0 = it has none
     """
 
     rank: int
@@ -20,6 +21,7 @@ class Member:
     incarnation: int = 0
     node_ip: str = HERE
     pid: int = 0
+    exchange_port: int = 0
 
     @property
     def holds_experts(self) -> bool:

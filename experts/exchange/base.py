@@ -7,7 +7,7 @@ open_step, dispatch and the handle's combine in the same order. All calls come f
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -19,6 +19,9 @@ from experts.exchange.control import Control
 from experts.exchange.split import SplitPolicy
 from experts.exchange.wire import ExpertBatch, Route
 from experts.placement import Placement
+
+if TYPE_CHECKING:
+    from experts.exchange.links.hub import Hub
 
 
 @dataclass(slots=True)
@@ -43,6 +46,7 @@ class ExchangeOrder:
     form: what rows look like
     budget: tokens of a whole step over all ranks
     policy: of the split
+    hub: the rank's links, of an exchange that uses them
     """
 
     rank: int
@@ -52,6 +56,7 @@ class ExchangeOrder:
     form: BlockForm
     budget: int
     policy: SplitPolicy = SplitPolicy()
+    hub: "Hub | None" = None
 
 
 class CombineHandle(Protocol):

@@ -2,15 +2,15 @@
 
 from experts.epoch.agreement import Row
 from experts.exchange.control import Control
-from experts.exchange.guard import GuardedGroup
+from experts.exchange.epoch_group import EpochGroup
 
 
 class GroupControl(Control):
     """Rows are gathered by the group, and closing it ends the epoch; the bell is rung by calls from rank to rank."""
 
-    _group: GuardedGroup  # from the first `enter` on
+    _group: EpochGroup  # from the first `enter` on
 
-    def enter(self, group: GuardedGroup) -> None:
+    def enter(self, group: EpochGroup) -> None:
         """Speak with the members of this epoch from now on. By the step thread, or while it waits."""
         self._group = group
 

@@ -14,40 +14,24 @@ from experts.epoch.membership import Membership
 from experts.errors import RankLost
 from experts.exchange.base import ExchangeCounters
 from experts.exchange.block import Blocks, Stamp, read_stamp
+from experts.exchange.epoch_group import EpochGroup
 from experts.exchange.transport import Group, Pending
 
 
-class GuardedGroup:
-    """The group of one epoch. Operations come from the step thread, `close` from any.
-
-    holders, sources: members with slots, and those that bring tokens.
-    """
+class GuardedGroup(EpochGroup):
+    """The collective group of one epoch. Operations come from the step thread, `close` from any."""
 
     def __init__(self, group: Group, membership: Membership, counters: ExchangeCounters) -> None:
         assert group.size == membership.size, (group.size, membership.size)
-        self.index, self.size, self.device = group.index, group.size, group.device
-        self.membership = membership
+        super().__init__(membership, group.index)
+        self.device = group.device
         self.counters = counters
-        self.step = 0  # of the epoch, the one under way
-        self.holders = [i for i, member in enumerate(membership.members) if member.holds_experts]
-        self.sources = [i for i, member in enumerate(membership.members) if member.runs_attention]
         self._group = group
         self._lock = threading.Lock()
         self._closed = False
         self._wait: tuple[str, float, Pending] | None = None
 
-    @property
-    def epoch(self) -> int:
-        """The epoch that this is the group of."""
-        return self.membership.epoch
-
-    def name(self, index: int) -> str:
-        """A member, as an operator knows it."""
-        member = self.membership.members[index]
-        return f"rank {member.rank} ({member.role})"
-
     def moment(self, layer: int) -> StepMoment:
-        """What the step thread waits for in this group, while its layer is `layer`. Any thread."""
         wait = self._wait
         if wait is None:
             return StepMoment(self.epoch, self.step, layer)
@@ -57,12 +41,7 @@ class GuardedGroup:
         peers = tuple(map(self.name, others))
         return StepMoment(self.epoch, self.step, layer, phase, time.monotonic() - since, peers)
 
-    def lost(self, detail: str) -> RankLost:
-        """What is raised when this group can't go on."""
-        return RankLost(self.epoch, self.step, detail)
-
     def gather(self, row: Row) -> list[Row]:
-        """Everyone's row of a header, in the order of the group; blocks until all have brought theirs."""
         mine = torch.tensor(row, dtype=torch.int64, device=self.device)
         out = torch.empty(self.size * mine.numel(), dtype=torch.int64, device=self.device)
         try:
@@ -107,7 +86,6 @@ class GuardedGroup:
         return count
 
     def close(self) -> None:
-        """Drop the group at once; what waits in it, here or on a peer, gets an error."""
         with self._lock:
             self._closed = True
         self._group.close()

@@ -101,6 +101,15 @@ class Tables:
         assert routing is not None, (mine, list(ids))
         return routing, counts
 
+    def replicates(self, layer: int) -> bool:
+        """Whether an expert of a layer has several copies, so that there is something to split."""
+        return len(self._split[layer].waterfill.expert) > 0
+
+    def kernel_table(self, layer: int) -> int | None:
+        """Where the C form of a layer's split table lies, as long as these tables live; None without kernels."""
+        kernel = self._split[layer].kernel
+        return None if kernel is None else kernel.address
+
     def _routing(self, slots: npt.NDArray[np.int32]) -> Routing:
         rank = slots // self._slots_per_rank  # -1 stays -1
         rows = {j: np.flatnonzero((rank == self._ranks[j]).any(axis=1)) for j in self._members}

@@ -34,17 +34,17 @@ class SplitKernel:
             self._count, table.ranks, len(table.expert), int((table.speed == NORMAL).all()),
             *(array.ctypes.data for array in self._arrays), table.floor, table.slack, table.sweeps,
         )  # fmt: skip
-        self._at = ctypes.addressof(self._table)
+        self.address = ctypes.addressof(self._table)
 
     def split(self, ids: npt.NDArray[np.int16], turn: int) -> npt.NDArray[np.int32]:
         """Slots of ids, of the same shape; ids: contiguous int16, -1 = none."""
         slots = np.empty(ids.shape, dtype=np.int32)
-        self._split(self._at, ids.ctypes.data, ids.size, turn, slots.ctypes.data)
+        self._split(self.address, ids.ctypes.data, ids.size, turn, slots.ctypes.data)
         return slots
 
     def quotas(self, counts: npt.NDArray[np.int64], turn: int) -> npt.NDArray[np.int64]:
         """[C] tokens of each copy; counts: contiguous [E+1], "none" first."""
         assert counts.shape == (self._count + 1,), counts.shape
         out = np.empty(self._copies, dtype=np.int64)
-        self._quotas(self._at, counts.ctypes.data, turn, out.ctypes.data)
+        self._quotas(self.address, counts.ctypes.data, turn, out.ctypes.data)
         return out

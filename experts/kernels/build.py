@@ -18,7 +18,9 @@ from experts import env
 log = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
-SOURCES = (_HERE / "swiglu.c", _HERE / "split.c", _HERE / "grouped.h", _HERE / "lanes.h")
+_C = ("swiglu.c", "split.c", "links.c", "link_tokens.c")
+_HEADERS = ("grouped.h", "lanes.h", "split.h", "links.h")
+SOURCES = tuple(_HERE / name for name in (*_C, *_HEADERS))
 _FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
 _TARGETS = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx2", "-mfma"),

@@ -11,10 +11,46 @@ from experts.kernels.build import BuildFailed, best_target, library, processor_f
 
 log = logging.getLogger(__name__)
 
-_P, _I = ctypes.c_void_p, ctypes.c_int64
+_P, _I, _N, _U = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_uint32
 _SPLIT: Any = [_P, _P, _I, ctypes.c_int, _P]
 _QUOTAS: Any = [_P, _P, ctypes.c_int, _P]
 _SWIGLU: Any = [ctypes.c_int, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, ctypes.c_int]
+_LINKS: dict[str, tuple[Any, Any]] = {  # of links.c and link_tokens.c: what they return, and take
+    "hub": (_P, []),
+    "free_hub": (None, [_P]),
+    "peer": (_P, [ctypes.c_int, _U, _U, ctypes.c_uint64]),
+    "free_peer": (None, [_P]),
+    "usable": (ctypes.c_int, [_P, _P, _U]),
+    "circle": (_P, [_P, _N, _N, _U, _P]),
+    "free_circle": (None, [_P]),
+    "missing": (_P, [_P]),
+    "bytes": (_P, [_P]),
+    "wake": (None, [_P]),
+    "abort": (None, [_P]),
+    "idle": (ctypes.c_int, [_P, _I]),
+    "meet": (ctypes.c_int, [_P, _P, _P, _I, _P]),
+    "header": (ctypes.c_int, [_P, _P, ctypes.c_uint64, _I, _P]),
+    "traffic": (_P, [_N, _N, _N, _N, _N, _P, _P]),
+    "free_traffic": (None, [_P]),
+    "dispatch": (ctypes.c_int, [_P, _P, _P, _P, _P]),
+    "collect": (ctypes.c_int, [_P, _P, _P, _P, _P, _P, _P, _P, _P, _P]),
+    "give_back": (ctypes.c_int, [_P, _P, _P, _P, _P, _P]),
+    "sum": (ctypes.c_int, [_P, _P, _P, _P, _P, _P]),
+    "ids": (ctypes.c_int, [_P, _P, _P, _P, _P, _P, _P]),
+}
+
+
+class LinkFunctions:
+    """The functions of links, each an attribute by its name."""
+
+    def __init__(self, functions: Any) -> None:
+        for name, (returns, takes) in _LINKS.items():
+            function = getattr(functions, f"tokenyard_links_{name}")
+            function.restype, function.argtypes = returns, takes
+            setattr(self, name, function)
+
+    def __getattr__(self, name: str) -> Any:  # for the type checker
+        raise AttributeError(name)
 
 
 class LoadedKernels:
@@ -35,6 +71,7 @@ class LoadedKernels:
         self.split.argtypes, self.split.restype = _SPLIT, None
         self.quotas: Any = functions.tokenyard_quotas
         self.quotas.argtypes, self.quotas.restype = _QUOTAS, None
+        self.links = LinkFunctions(functions)
 
 
 @cache

@@ -10,27 +10,12 @@
 // is tokens at normal speed, speed is relative with NORMAL for 1. A slot in use costs at least `floor` tokens of time,
 // that of reading its weights, so with few tokens a whole expert goes to one copy.
 
-#include <stdint.h>
+#include "split.h"
+
 #include <string.h>
 
 #define UNIT 1024
 #define NORMAL (1 << 20)
-
-// Copies of the i-th replicated expert are at [start[i], start[i + 1]) of rank and slot. Experts are shifted by one:
-// row 0 of lookup and home stands for "none".
-typedef struct {
-    int32_t experts, ranks, replicated, even;  // even: all speeds are NORMAL
-    const int32_t *lookup;                     // [experts + 1] first slot
-    const int32_t *home;                       // [experts + 1] rank of the first slot
-    const int32_t *expert;                     // [replicated] shifted by one
-    const int32_t *start;                      // [replicated + 1]
-    const int32_t *rank;                       // [copies]
-    const int32_t *slot;                       // [copies]
-    const int64_t *speed;                      // [ranks]
-    int64_t floor;                             // tokens x UNIT
-    int64_t slack;                             // stop when the slowest rank is within 1 / slack of the least possible
-    int32_t sweeps;                            // or after so many
-} split_table;
 
 typedef int64_t i64;
 

@@ -28,12 +28,14 @@ class Loaded:
 
     link_port: where ingresses connect, 0 = nowhere
     weights_port: where peers fetch experts, 0 = nowhere
+    exchange_port: where peers call for tokens' links, 0 = nowhere
     read: bytes
     """
 
     pid: int
     link_port: int
     weights_port: int
+    exchange_port: int
     read: int
 
 
@@ -63,7 +65,7 @@ class WorkerHost:
         worker = await self._order.load(self._note)
         worker.on_steps = lambda: self._loop.call_soon_threadsafe(self._tell_steps)
         self._worker = worker
-        return Loaded(os.getpid(), worker.link_port, worker.weights_port, self._read[0])
+        return Loaded(os.getpid(), worker.link_port, worker.weights_port, worker.exchange_port, self._read[0])
 
     async def progress(self) -> tuple[int, int]:
         """(bytes loaded, bytes in all)."""

@@ -25,6 +25,8 @@ from experts.exchange.base import Exchange, ExchangeCounters, ExchangeOrder
 from experts.exchange.block import BlockForm
 from experts.exchange.control import Ring
 from experts.exchange.doorbell import Doorbell
+from experts.exchange.links.circle import sizes_of
+from experts.exchange.links.hub import Hub
 from experts.exchange.registry import exchange_kind
 from experts.exchange.split import SplitPolicy
 from experts.layers import ExpertLayers
@@ -91,7 +93,7 @@ class WorkerOrder:
     budget: int
     secret: str = ""
     policy: SplitPolicy = SplitPolicy()
-    exchange: str = "collective"
+    exchange: str = "gloo"
 
     async def load(self, progress: Progress) -> "Worker":
         """Read what the seat holds, in a thread."""
@@ -184,6 +186,21 @@ class Worker:
         self._entering = threading.Lock()  # held while an epoch is entered after a loss, or given up
         self._given_up = 0
         self._thread: threading.Thread | None = None
+        form, budget, seat = self._form, order.budget, order.seat
+        self._hub: Hub | None = None
+        if exchange_kind(order.exchange).links:
+            sizes = sizes_of(form, order.placement, budget)
+            self._hub = Hub(seat.node_ip, order.secret, seat.rank, seat.incarnation, sizes)
+
+    @property
+    def exchange_port(self) -> int:
+        """Where peers call for the links that tokens travel on, 0 where there are none."""
+        return self._hub.port if self._hub is not None else 0
+
+    @property
+    def _form(self) -> BlockForm:
+        spec = self.order.spec
+        return BlockForm(spec.hidden, spec.top_k, self.order.dtype)
 
     @property
     def weights_port(self) -> int:
@@ -203,10 +220,10 @@ class Worker:
         if broke is not None:
             self._pause = Pause(broke)
         order, held = self.order, self.held
-        form = BlockForm(order.spec.hidden, order.spec.top_k, order.dtype)
         wanted = ExchangeOrder(
-            order.seat.rank, order.seat.node_ip, order.device, order.placement, form, order.budget, order.policy
-        )
+            order.seat.rank, order.seat.node_ip, order.device, order.placement, self._form, order.budget, order.policy,
+            self._hub,
+        )  # fmt: skip
         exchange = exchange_kind(order.exchange).join(wanted, record, self.bell, ring)
         slots = held.slots if held is not None else None
         layers = ExpertLayers(order.spec, exchange, slots, order.dtype, order.device, self._crew)
@@ -302,9 +319,11 @@ class Worker:
             self.joined.exchange.close()
 
     def close(self) -> None:
-        """Serve no expert to peers any more: the last call."""
+        """Serve no expert to peers any more, and end all links: the last call."""
         if self.held is not None:
             self.held.server.close()
+        if self._hub is not None:
+            self._hub.close()
 
     def end(self, seconds: float = 10.0) -> bool:
         """End the group's loops after the next step; blocks. Whether the step thread has ended within `seconds`."""

@@ -116,7 +116,7 @@ class SimulatedRank:
 
     async def load(self) -> Loaded:
         await asyncio.sleep(self.world.rng.uniform(0.1, 5.0))
-        return Loaded(0, 0, 0, 0)
+        return Loaded(0, 0, 0, 0, 0)
 
     async def join(self, record: EpochRecord, peers: list[WorkerHost]) -> None:
         await self.world.group(record).meet(self.rank, record.membership.epoch)

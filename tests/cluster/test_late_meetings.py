@@ -3,6 +3,7 @@
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,15 @@ def folder() -> Path:
     return checkpoints.shared("hunyuan_v1_moe")
 
 
-def test_a_group_that_was_given_up_is_not_entered(folder: Path) -> None:
-    plan = plan_for(folder, "1+2", num_redundant_experts=16)
+@pytest.mark.parametrize("exchange", ["links", "gloo"])
+def test_a_group_that_was_given_up_is_not_entered(folder: Path, exchange: str) -> None:
+    plan = plan_for(folder, "1+2", num_redundant_experts=16, exchange=exchange)
     orders, policy = Orders(plan), SplitPolicy()
     seats = tuple(seat for seat in plan.seats if seat.role == "expert")
     store = open_store("127.0.0.1")
     workers = [asyncio.run(orders.of(seat, "s", plan.placement, policy).load(lambda *_: None)) for seat in seats]
+    pairs = zip(seats, workers, strict=True)
+    seats = tuple(replace(seat, exchange_port=worker.exchange_port) for seat, worker in pairs)
     broken: list[str] = []
     threads = ThreadPoolExecutor(4)
 

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from experts.epoch.agreement import StepWish
 from experts.epoch.membership import Member
+from experts.exchange.base import Exchange
 from experts.exchange.block import BlockForm
-from experts.exchange.collective import CollectiveExchange
 from experts.exchange.reference import exchange_layer
 from experts.exchange.split import SplitTable, split
 from experts.exchange.wire import ExpertBatch, Route
@@ -30,10 +30,17 @@ def compute(rank: int, batch: ExpertBatch) -> torch.Tensor:
     spare=st.integers(0, 3),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     exact=st.booleans(),
+    kind=st.sampled_from(["gloo", "links"]),
     seed=st.integers(0, 1000),
 )
 def test_equals_the_reference(
-    topology: tuple[int, int, bool], tokens: list[int], spare: int, dtype: torch.dtype, exact: bool, seed: int
+    topology: tuple[int, int, bool],
+    tokens: list[int],
+    spare: int,
+    dtype: torch.dtype,
+    exact: bool,
+    kind: str,
+    seed: int,
 ) -> None:
     attention, experts, colocate = topology
     members = membership(attention, experts, colocate)
@@ -43,7 +50,7 @@ def test_equals_the_reference(
     inputs = [random_inputs(n, form, EXPERTS, seed + i) for i, n in enumerate(tokens[:attention])]
     sources = [member.rank for member in members.members if member.runs_attention]
 
-    def body(exchange: CollectiveExchange, seat: Member) -> torch.Tensor:
+    def body(exchange: Exchange, seat: Member) -> torch.Tensor:
         own = sources.index(seat.rank) if seat.runs_attention else None
         x, ids, weights = inputs[own] if own is not None else random_inputs(0, form, EXPERTS, 0)
         exchange.open_step(StepWish(decode=x.shape[0]))
@@ -52,7 +59,7 @@ def test_equals_the_reference(
         y = compute(seat.rank, batch)
         return handle.combine(y).wait()
 
-    got = run_members(members, placement, form, body, collective_bytes=-1 if exact else 1 << 30)
+    got = run_members(members, placement, form, body, alone=not exact, kind=kind)
     table = SplitTable.of(placement, 0)
     if exact:
         together = split(table, torch.cat([ids for _, ids, _ in inputs]).numpy())

@@ -1,0 +1,182 @@
+"""Circle: the links of one epoch's members, and what travels on them. The interface; native (C) and plain (Python) are two
+forms of it, with the same frames, so that they understand each other.
+
+Shape letters: T own tokens, N rows that arrived here, H hidden, K top-k, M members.
+"""
+
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+from experts.epoch.agreement import Row
+from experts.exchange.block import BlockForm
+from experts.exchange.links.frame import Frame, Outcome
+from experts.exchange.routing import Tables
+from experts.exchange.wire import ExpertBatch
+from experts.placement import Placement
+
+
+class Trouble(Exception):
+    """A call that did not end well: who (a member's place, -1 = nobody), the errno (-1 = it closed), and what came."""
+
+    def __init__(self, outcome: Outcome, member: int = -1, error: int = 0, found: Frame | None = None) -> None:
+        super().__init__(outcome.name)
+        self.outcome, self.member, self.error, self.found = outcome, member, error, found
+
+
+class Moment(NamedTuple):
+    """Which layer a call is of. until: on the monotonic clock, in ns, when waiting ends."""
+
+    step: int
+    layer: int
+    version: int
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A source's tokens of a layer.
+
+    x: [T, H], contiguous
+    ids: [T, K] int32 logical experts, -1 = none, contiguous
+    weights: [T, K] float32, contiguous
+    """
+
+    x: torch.Tensor
+    ids: torch.Tensor
+    weights: torch.Tensor
+
+
+class Peer(Protocol):
+    """One link, which circles of one epoch after another use."""
+
+    def usable(self, epoch: int) -> bool:
+        """Whether it can carry frames of an epoch: reads what is left of those before. Not while a circle waits on it."""
+
+    def close(self) -> None:
+        """End the connection. No circle that has this link is called from then on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What rows on links look like, equal on all of them.
+
+    element: bytes of an activation, 4 = float32, 2 = bfloat16
+    budget: tokens of a whole step
+    """
+
+    hidden: int
+    top_k: int
+    element: int
+    slots_per_rank: int
+    budget: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token on its way to experts."""
+        return 8 * self.top_k + self.hidden * self.element
+
+    @property
+    def most_bytes(self) -> int:
+        """Of the largest body."""
+        return self.budget * self.row_bytes
+
+
+def sizes_of(form: BlockForm, placement: Placement, budget: int) -> Sizes:
+    """Of a model's rows."""
+    return Sizes(form.hidden, form.top_k, form.dtype.itemsize, placement.slots_per_rank, budget)
+
+
+class Circle(ABC):
+    """Calls that raise Trouble are of the step thread, or of the one that meets; `wake` and `abort` are for any.
+
+    What `dispatch` routed is what `collect` and `sum` of the same layer go by.
+    """
+
+    @abstractmethod
+    def meet(self, whom: Sequence[int], say: Sequence[int], until: int) -> None:
+        """Wait until the peers `whom` are in `meet`, too. Raises Trouble; then a later call waits for the same ones.
+
+        say: those of them that were not told yet
+        """
+
+    @abstractmethod
+    def header(self, row: Row, until: int) -> list[Row]:
+        """Everyone's row, in the order of the members. Raises Trouble."""
+
+    @abstractmethod
+    def idle(self, until: int | None) -> bool:
+        """Sleep until a peer has opened a step, or is gone, or the circle was ended (True), or was woken (False)."""
+
+    @abstractmethod
+    def dispatch(self, at: Moment, rows: Rows, tables: Tables, turn: int | None, slots: torch.Tensor | None) -> None:
+        """Send each member with experts the rows that are for it. Raises Trouble.
+
+        turn: of the split, None: every expert goes to its home slot
+        slots: [T, K] int32 over all ranks, where the split was made already
+        """
+
+    @abstractmethod
+    def collect(self, at: Moment, room: Sequence[int], own: Rows | None) -> ExpertBatch:
+        """The rows for this member, in the order of members; valid until the next call. Raises Trouble.
+
+        room: most tokens of each member, 0 = it is no source
+        own: this member's tokens, which `dispatch` has routed
+        """
+
+    @abstractmethod
+    def give_back(self, at: Moment, y: torch.Tensor, counts: Sequence[int]) -> None:
+        """Send each source the sums of its rows. Raises Trouble.
+
+        y: [N, H] float32, in the order that `collect` gave
+        counts: rows of each member
+        """
+
+    @abstractmethod
+    def sum(self, at: Moment, own: torch.Tensor | None) -> torch.Tensor:
+        """[T, H] float32: what comes back, added up in the order of members. Raises Trouble.
+
+        own: [n, H] float32 of this member's own experts
+        """
+
+    @abstractmethod
+    def ids(self, at: Moment, room: Sequence[int], mine: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Every source's top-k ids [T, K] int16, by member in rising order. Raises Trouble."""
+
+    @property
+    @abstractmethod
+    def bytes_sent(self) -> int:
+        """By calls up to now, heads included."""
+
+    @abstractmethod
+    def missing(self) -> tuple[int, ...]:
+        """Members that the call under way waits for. Any thread."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """End `idle`."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """End this member's part of the epoch, now and for calls to come. After calls that all ended well peers are said that
+        nothing more comes from here, else that the epoch is broken."""
+
+
+class Lines(Protocol):
+    """Makes links and circles of one form."""
+
+    def peer(self, connection: socket.socket, incarnation: int, theirs: int, most_bytes: int) -> Peer:
+        """A link over a connection whose hello is done.
+
+        incarnation, theirs: of both ends
+        most_bytes: of a body that is taken
+        """
+
+    def circle(self, epoch: int, peers: Sequence[Peer | None], me: int, ranks: Sequence[int], sizes: Sizes) -> Circle:
+        """peers: by member, None at `me`, and at members that this circle does without
+        ranks: of members that hold experts, -1 for others
+        """
