@@ -31,6 +31,7 @@ class ExpertLayers:
         self.loads = ExpertLoads(spec.moe_layers, slots.slots if slots else 0, device, exchange.size)
         self.compute_seconds = 0.0  # in this rank's experts; waiting for peers is not in it
         self._counted_seconds = 0.0  # of them, in steps that ended
+        self._computed: ExpertBatch | None = None  # of the layer under way, not counted yet
         self._no_x = torch.empty((0, spec.hidden), dtype=dtype, device=device)
         self._no_y = torch.empty((0, spec.hidden), dtype=torch.float32, device=device)
         self._no_route = Route(
@@ -44,9 +45,11 @@ class ExpertLayers:
         x: [T, H] activations in the experts' dtype; T may be 0. Raises RankLost when a member is gone.
         """
         with self.crew.aside():
-            handle = self.exchange.dispatch(layer, x, route)
-            y = self._compute(layer, handle.wait())
-            return handle.combine(y).wait()
+            sums = self.exchange.layer(layer, x, route, self._compute)
+            if (batch := self._computed) is not None:
+                self._computed = None
+                self.loads.add(layer, batch)  # when the sums are on their way
+            return sums
 
     def _compute(self, layer: int, batch: ExpertBatch) -> torch.Tensor:
         """[N, H] float32: what this rank's experts make of the rows that arrived here."""
@@ -56,7 +59,7 @@ class ExpertLayers:
         else:
             with self.crew.part("experts", 2 * batch.slots.numel() * self.spec.hidden * self.spec.width):
                 y = self.slots.forward(layer, batch)
-            self.loads.add(layer, batch)
+            self._computed = batch
         self.compute_seconds += time.perf_counter() - started
         return y
 

@@ -78,6 +78,33 @@ def balance(
         measured.show(measured.timings(), as_json)
 
 
+@app.command("collectives", help="A layer's dispatch and combine without experts' work, in us a layer.")
+def collectives(
+    *,
+    exchange: Annotated[list[str], typer.Option("--exchange", metavar="NAME", help="links, gloo; default both.")] = [],  # noqa: B006
+    expert_workers: Annotated[
+        int, typer.Option("--expert-workers", metavar="N", help="Ranks with experts.", min=1)
+    ] = 2,
+    batch: Annotated[list[int], typer.Option("--batch", metavar="B", help="Tokens; may be repeated.", min=1)] = [1],  # noqa: B006
+    hidden: Annotated[int, typer.Option("--hidden", metavar="H", help="Width of a row, in bfloat16.", min=1)] = 1024,
+    top_k: Annotated[int, typer.Option("--top-k", metavar="K", help="Experts of a token.", min=1, max=64)] = 8,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", help="Turns of each kind.", min=1)] = 5,
+    layers: Annotated[int, typer.Option("--layers", metavar="N", help="Of a turn.", min=1)] = 400,
+    floor: Annotated[bool, typer.Option("--floor", help="Beside them a bare exchange in C of the same bytes.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Kinds of exchange in turn, between the same processes of this machine."""
+    measured = load("cluster.bench.collectives")
+    known = ("links", "gloo")
+    for name in exchange:
+        if name not in known:
+            raise UserError(repr(name), " or ".join(known), "--exchange")
+    kinds = (*(exchange or known), *([measured.FLOOR] if floor else []))
+    case = measured.Case(expert_workers, tuple(batch), hidden, top_k, kinds, rounds, layers)
+    for row in measured.measure(case):
+        print(json.dumps(row) if as_json else "  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+
+
 def _batches(as_json: bool) -> None:
     small = load("cluster.bench.small_batches")
     for slots in (9, 10, 12):

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from experts.exchange.links.hub import Hub
 
 
+Compute = Callable[[int, ExpertBatch], torch.Tensor]  # a layer's experts: what arrived, N rows -> [N, H] float32
+
+
 @dataclass(slots=True)
 class ExchangeCounters:
     """Running totals of one rank's exchange since it was built."""
@@ -162,6 +165,11 @@ class Exchange(ABC):
     @abstractmethod
     def dispatch(self, layer: int, x: torch.Tensor, route: Route) -> DispatchHandle:
         """Send x [T, H] to the ranks that hold its experts of MoE layer `layer`; T may be 0."""
+
+    def layer(self, layer: int, x: torch.Tensor, route: Route, compute: Compute) -> torch.Tensor:
+        """[T, H] float32: dispatch, what `compute` makes of what arrived here, combine."""
+        handle = self.dispatch(layer, x, route)
+        return handle.combine(compute(layer, handle.wait())).wait()
 
     @abstractmethod
     def moment(self) -> StepMoment:

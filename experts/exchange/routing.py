@@ -5,6 +5,7 @@ Members are named by their place in the group. Shape letters: T tokens, K top-k,
 
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -105,10 +106,10 @@ class Tables:
         """Whether an expert of a layer has several copies, so that there is something to split."""
         return len(self._split[layer].waterfill.expert) > 0
 
-    def kernel_table(self, layer: int) -> int | None:
-        """Where the C form of a layer's split table lies, as long as these tables live; None without kernels."""
-        kernel = self._split[layer].kernel
-        return None if kernel is None else kernel.address
+    @cached_property
+    def kernel_tables(self) -> list[int]:
+        """Where the C forms of the layers' split tables lie, as long as these tables live; empty without kernels."""
+        return [table.kernel.address for table in self._split if table.kernel is not None]
 
     def _routing(self, slots: npt.NDArray[np.int32]) -> Routing:
         rank = slots // self._slots_per_rank  # -1 stays -1

@@ -16,6 +16,10 @@ typedef struct {
     int32_t hidden, top_k, element, slots;  // element: bytes of an activation, 4 = float32, 2 = bfloat16; slots: of a rank
     const int32_t *rank;                    // [size] of each member, -1 without experts
     const int32_t *member;                  // [ranks] of each rank, -1 without one
+    uint64_t step;                          // the one under way, with its placement version
+    int64_t patience;                       // ns, of every wait
+    uint32_t version;
+    int32_t turn, whole;                    // of the split; whole: every expert goes to its home slot
     int32_t tokens, room;                   // T of the layer under way, and for how many there is memory
     int16_t *ids;                           // [room, K]
     int32_t *chosen;                        // [room, K] slot over all ranks, -1 = none
@@ -23,14 +27,14 @@ typedef struct {
     int32_t *count;                         // [size] how many
 } traffic;
 
-// A source's tokens of a layer. slots: [T, K] over all ranks, NULL = split by `table`; whole: every expert to its home slot.
+// A source's tokens of a layer. slots: [T, K] over all ranks, NULL = split by `table`.
 typedef struct {
     const void *x;         // [T, H]
     const int32_t *ids;    // [T, K] logical experts, -1 = none
     const float *weights;  // [T, K]
     const int32_t *slots;
     const split_table *table;
-    int32_t tokens, turn, whole;
+    int32_t tokens;
 } batch;
 
 traffic *tokenyard_links_traffic(int32_t hidden, int32_t top_k, int32_t element, int32_t slots, int32_t size,
@@ -46,6 +50,15 @@ traffic *tokenyard_links_traffic(int32_t hidden, int32_t top_k, int32_t element,
 
 void tokenyard_links_free_traffic(traffic *t) {
     free(t->ids), free(t->chosen), free(t->rows), free(t->count), free(t);
+}
+
+// What the calls of the next layers are of. patience: ns.
+void tokenyard_links_step(traffic *t, uint64_t step, uint32_t version, int64_t patience, int32_t turn, int32_t whole) {
+    t->step = step, t->version = version, t->patience = patience, t->turn = turn, t->whole = whole;
+}
+
+static moment at_layer(const traffic *t, int layer, int kind) {
+    return (moment){.step = t->step, .version = t->version, .until = links_now() + t->patience, .layer = layer, .kind = kind};
 }
 
 static int make_room(traffic *t, int size, int tokens) {
@@ -66,11 +79,11 @@ static void choose(traffic *t, const batch *b) {
     size_t pairs = (size_t)b->tokens * t->top_k;
     if (b->slots) {
         memcpy(t->chosen, b->slots, pairs * sizeof(int32_t));
-    } else if (b->whole) {
+    } else if (t->whole) {
         for (size_t p = 0; p < pairs; p++) t->chosen[p] = b->table->lookup[b->ids[p] + 1];
     } else {
         for (size_t p = 0; p < pairs; p++) t->ids[p] = (int16_t)b->ids[p];
-        tokenyard_split(b->table, t->ids, pairs, b->turn, t->chosen);
+        tokenyard_split(b->table, t->ids, pairs, t->turn, t->chosen);
     }
 }
 
@@ -104,27 +117,32 @@ static void pack(const traffic *t, const batch *b, int m, int32_t *slots, float 
     }
 }
 
-// Sends each member with experts the rows that are for it, which may be none.
-int tokenyard_links_dispatch(circle *c, traffic *t, const moment *at, const batch *b, finding *f) {
+// Queues for each member with experts the rows that are for it, which may be none, and sends what it can at once. With the lock.
+static int send_rows(circle *c, traffic *t, int layer, const batch *b) {
+    moment at = at_layer(t, layer, ROWS);
     if (!make_room(t, c->size, b->tokens)) return NO_MEMORY;
     t->tokens = b->tokens;
     choose(t, b);
     address(t, c->size);
-    uint8_t from[c->size];
-    memset(from, 0, c->size);
-    int outcome = links_enter(c);
-    for (int m = 0; m < c->size && !outcome; m++) {
+    for (int m = 0; m < c->size; m++) {
         if (t->rank[m] < 0 || m == c->me) continue;
         size_t n = t->count[m], pairs = n * t->top_k;
-        uint8_t *body = links_frame(c, m, at, n, n * dispatch_bytes(t));
-        if (!body) {
-            outcome = NO_MEMORY;
-            break;
-        }
+        uint8_t *body = links_frame(c, m, &at, n, n * dispatch_bytes(t));
+        if (!body) return NO_MEMORY;
         pack(t, b, m, (int32_t *)body, (float *)(body + 4 * pairs), body + 8 * pairs);
         links_flush(c->peer[m]);
     }
-    if (!outcome) outcome = links_run(c, from, at, f);
+    return DONE;
+}
+
+// Sends each member with experts the rows that are for it.
+int tokenyard_links_dispatch(circle *c, traffic *t, int32_t layer, const batch *b, finding *f) {
+    moment at = at_layer(t, layer, ROWS);
+    uint8_t from[c->size];
+    memset(from, 0, c->size);
+    int outcome = links_enter(c);
+    if (!outcome) outcome = send_rows(c, t, layer, b);
+    if (!outcome) outcome = links_run(c, from, &at, f);
     return links_leave(c, outcome);
 }
 
@@ -138,13 +156,14 @@ static int takes_slots(const traffic *t, const int32_t *from, size_t pairs, int3
 // Waits for the rows of every source and copies them together, in the order of members, this one's own among them.
 // room: [size] tokens of each member, 0 = it is no source. counts: [size] gets the rows of each. own: this member's
 // tokens, which its `dispatch` has routed, NULL where it brings none.
-int tokenyard_links_collect(circle *c, traffic *t, const moment *at, const int32_t *room, const batch *own, uint8_t *x,
+int tokenyard_links_collect(circle *c, traffic *t, int32_t layer, const int32_t *room, const batch *own, uint8_t *x,
                             int32_t *slots, float *weights, int32_t *counts, finding *f) {
+    moment at = at_layer(t, layer, ROWS);
     uint8_t from[c->size];
     for (int m = 0; m < c->size; m++) from[m] = room[m] > 0 && m != c->me;
     size_t bytes = row_bytes(t), k = t->top_k, done = 0;
     int outcome = links_enter(c);
-    if (!outcome) outcome = links_run(c, from, at, f);
+    if (!outcome) outcome = links_run(c, from, &at, f);
     for (int m = 0; m < c->size && !outcome; m++) {
         counts[m] = 0;
         if (m == c->me && own) {
@@ -153,7 +172,7 @@ int tokenyard_links_collect(circle *c, traffic *t, const moment *at, const int32
         } else if (from[m]) {
             peer *p = c->peer[m];
             size_t n = p->head.rows, pairs = n * k;
-            if (!links_fits(p, at) || n > (size_t)room[m] || p->head.bytes != n * dispatch_bytes(t) ||
+            if (!links_fits(p, &at) || n > (size_t)room[m] || p->head.bytes != n * dispatch_bytes(t) ||
                 !takes_slots(t, (int32_t *)p->body, pairs, slots + done * k)) {
                 outcome = links_fail(f, ASTRAY, m, 0, &p->head);
                 break;
@@ -176,14 +195,15 @@ static inline uint16_t narrow(float value) {
 }
 
 // Sends each source the sums of its rows, where it has any. y: [N, H] float32 in the order that `collect` gave.
-int tokenyard_links_give_back(circle *c, traffic *t, const moment *at, const float *y, const int32_t *counts, finding *f) {
+int tokenyard_links_give_back(circle *c, traffic *t, int32_t layer, const float *y, const int32_t *counts, finding *f) {
+    moment at = at_layer(t, layer, SUMS);
     uint8_t from[c->size];
     memset(from, 0, c->size);
     int outcome = links_enter(c);
     for (int m = 0; m < c->size && !outcome; m++) {
         size_t numbers = (size_t)counts[m] * t->hidden;
         if (m != c->me && numbers) {
-            uint8_t *body = links_frame(c, m, at, counts[m], numbers * t->element);
+            uint8_t *body = links_frame(c, m, &at, counts[m], numbers * t->element);
             if (!body) {
                 outcome = NO_MEMORY;
                 break;
@@ -197,72 +217,95 @@ int tokenyard_links_give_back(circle *c, traffic *t, const moment *at, const flo
         }
         y += numbers;
     }
-    if (!outcome) outcome = links_run(c, from, at, f);
+    if (!outcome) outcome = links_run(c, from, &at, f);
     return links_leave(c, outcome);
 }
 
-static inline void add_narrow(float *restrict sum, const uint16_t *restrict part, size_t count) {
+// The first part of a sum is added to 0, which nobody has to write before.
+static inline void add_narrow(float *restrict sum, const uint16_t *restrict part, size_t count, int first) {
     for (size_t i = 0; i < count; i++) {
         uint32_t bits = (uint32_t)part[i] << 16;
         float value;
         memcpy(&value, &bits, sizeof(value));
-        sum[i] += value;
+        sum[i] = (first ? 0.0f : sum[i]) + value;
     }
 }
 
-static inline void add(float *restrict sum, const float *restrict part, size_t count) {
-    for (size_t i = 0; i < count; i++) sum[i] += part[i];
+static inline void add(float *restrict sum, const float *restrict part, size_t count, int first) {
+    for (size_t i = 0; i < count; i++) sum[i] = (first ? 0.0f : sum[i]) + part[i];
 }
 
-// Waits for what `dispatch` asked for and adds it up. own: [n, H] float32 of this member's own experts. sums: [T, H].
-int tokenyard_links_sum(circle *c, traffic *t, const moment *at, const float *own, float *sums, finding *f) {
+// Waits for what was sent to be answered and adds it up. With the lock.
+static int receive_sums(circle *c, traffic *t, int layer, const float *own, float *sums, finding *f) {
+    moment at = at_layer(t, layer, SUMS);
     uint8_t from[c->size];
     size_t hidden = t->hidden;
     for (int m = 0; m < c->size; m++) from[m] = m != c->me && t->tokens > 0 && t->count[m] > 0;
-    int outcome = links_enter(c);
-    if (!outcome) outcome = links_run(c, from, at, f);
-    if (!outcome) memset(sums, 0, (size_t)t->tokens * hidden * sizeof(float));
+    int outcome = links_run(c, from, &at, f);
+    uint8_t begun[t->tokens + 1];
+    memset(begun, 0, sizeof(begun));
     for (int m = 0; m < c->size && t->tokens > 0 && !outcome; m++) {
         const int32_t *rows = t->rows + (size_t)m * t->room;
         size_t n = t->count[m];
-        if (m == c->me)
-            for (size_t i = 0; i < n; i++) add(sums + rows[i] * hidden, own + i * hidden, hidden);
-        if (!from[m]) continue;
         peer *p = c->peer[m];
-        if (!links_fits(p, at) || p->head.rows != n || p->head.bytes != n * row_bytes(t)) {
+        if (m != c->me && !from[m]) continue;
+        if (from[m] && (!links_fits(p, &at) || p->head.rows != n || p->head.bytes != n * row_bytes(t))) {
             outcome = links_fail(f, ASTRAY, m, 0, &p->head);
             break;
         }
-        for (size_t i = 0; i < n; i++)
-            if (t->element == 4)
-                add(sums + rows[i] * hidden, (const float *)p->body + i * hidden, hidden);
+        for (size_t i = 0; i < n; i++) {
+            float *sum = sums + rows[i] * hidden;
+            if (m == c->me)
+                add(sum, own + i * hidden, hidden, !begun[rows[i]]);
+            else if (t->element == 4)
+                add(sum, (const float *)p->body + i * hidden, hidden, !begun[rows[i]]);
             else
-                add_narrow(sums + rows[i] * hidden, (const uint16_t *)p->body + i * hidden, hidden);
-        links_drop(p);
+                add_narrow(sum, (const uint16_t *)p->body + i * hidden, hidden, !begun[rows[i]]);
+            begun[rows[i]] = 1;
+        }
+        if (from[m]) links_drop(p);
     }
+    for (int32_t token = 0; token < t->tokens && !outcome; token++)
+        if (!begun[token]) memset(sums + token * hidden, 0, hidden * sizeof(float));
+    return outcome;
+}
+
+// Waits for what `dispatch` asked for and adds it up. own: [n, H] float32 of this member's own experts. sums: [T, H].
+int tokenyard_links_sum(circle *c, traffic *t, int32_t layer, const float *own, float *sums, finding *f) {
+    int outcome = links_enter(c);
+    if (!outcome) outcome = receive_sums(c, t, layer, own, sums, f);
+    return links_leave(c, outcome);
+}
+
+// `dispatch` and `sum` of a member that holds no experts.
+int tokenyard_links_ask(circle *c, traffic *t, int32_t layer, const batch *b, float *sums, finding *f) {
+    int outcome = links_enter(c);
+    if (!outcome) outcome = send_rows(c, t, layer, b);
+    if (!outcome) outcome = receive_sums(c, t, layer, NULL, sums, f);
     return links_leave(c, outcome);
 }
 
 // Brings every source the top-k ids of all. room: [size] most tokens of each member, 0 = it is no source; counts: [size]
 // gets how many it has, of which this one has its own. ids: per member [room, K] int16, of which this one has its own.
-int tokenyard_links_ids(circle *c, traffic *t, const moment *at, const int32_t *room, int32_t *counts, int16_t **ids,
+int tokenyard_links_ids(circle *c, traffic *t, int32_t layer, const int32_t *room, int32_t *counts, int16_t **ids,
                         finding *f) {
+    moment at = at_layer(t, layer, IDS);
     uint8_t from[c->size];
     int outcome = links_enter(c);
     size_t each = t->top_k * sizeof(int16_t), mine = counts[c->me] * each;
     for (int m = 0; m < c->size && !outcome; m++) {
         from[m] = room[m] > 0 && m != c->me;
         if (!from[m]) continue;
-        uint8_t *body = links_frame(c, m, at, counts[c->me], mine);
+        uint8_t *body = links_frame(c, m, &at, counts[c->me], mine);
         if (!body) outcome = NO_MEMORY;
         else memcpy(body, ids[c->me], mine);
     }
-    if (!outcome) outcome = links_run(c, from, at, f);
+    if (!outcome) outcome = links_run(c, from, &at, f);
     for (int m = 0; m < c->size && !outcome; m++) {
         if (!from[m]) continue;
         peer *p = c->peer[m];
         uint32_t n = p->head.rows;
-        if (!links_fits(p, at) || n > (uint32_t)room[m] || p->head.bytes != n * each) {
+        if (!links_fits(p, &at) || n > (uint32_t)room[m] || p->head.bytes != n * each) {
             outcome = links_fail(f, ASTRAY, m, 0, &p->head);
         } else {
             memcpy(ids[m], p->body, n * each);

@@ -220,7 +220,7 @@ static int trouble(circle *c, int m, int expected, finding *f) {
     return DONE;
 }
 
-static int64_t now_ns(void) {
+int64_t links_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
@@ -231,7 +231,7 @@ static int sleep_until(circle *c, int n, int64_t until) {
     pthread_mutex_unlock(&c->hub->lock);
     int found;
     do {
-        int64_t left = until - now_ns();
+        int64_t left = until - links_now();
         struct timespec t = {left > 0 ? left / 1000000000 : 0, left > 0 ? left % 1000000000 : 0};
         found = ppoll(c->polls, n, until < 0 ? NULL : &t, NULL);
     } while (found < 0 && errno == EINTR);
@@ -247,7 +247,6 @@ static int sleep_until(circle *c, int n, int64_t until) {
 // Until all that is on its way has left and a frame of this epoch has come from every member that `from` names; what these
 // frames say is the caller's to check. Called with the hub's lock.
 int links_run(circle *c, const uint8_t *from, const moment *at, finding *f) {
-    int fresh = 1;  // nothing was polled yet: what others sent meanwhile is looked for once
     for (;;) {
         int n = 1, waits = 0, late = -1;
         if (c->over) return OVER;
@@ -255,7 +254,6 @@ int links_run(circle *c, const uint8_t *from, const moment *at, finding *f) {
         for (int m = 0; m < c->size; m++) {
             peer *p = c->peer[m];
             if (!p) continue;
-            if (fresh && from[m]) fill(p);
             short events = links_flush(p) ? 0 : POLLOUT;
             int outcome = trouble(c, m, from[m], f);
             if (outcome) return outcome;
@@ -263,7 +261,6 @@ int links_run(circle *c, const uint8_t *from, const moment *at, finding *f) {
             if (!p->ready && !p->error) events |= POLLIN;
             if (events) c->polled[n] = m, c->polls[n++] = (struct pollfd){.fd = p->fd, .events = events};
         }
-        fresh = 0;
         if (!waits) return DONE;
         int found = sleep_until(c, n, at->until);
         if (found == 0) return links_fail(f, c->over ? OVER : LATE, late, 0, NULL);

@@ -91,6 +91,7 @@ typedef struct {
 
 // Calls that run with the hub's lock; `links_enter` and `links_leave` take and give it.
 uint8_t *links_frame(circle *c, int member, const moment *at, uint32_t rows, uint64_t bytes);
+int64_t links_now(void);  // ns of CLOCK_MONOTONIC
 int links_flush(peer *p);
 int links_run(circle *c, const uint8_t *from, const moment *at, finding *f);
 int links_fits(const peer *p, const moment *at);

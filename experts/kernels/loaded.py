@@ -32,11 +32,13 @@ _LINKS: dict[str, tuple[Any, Any]] = {  # of links.c and link_tokens.c: what the
     "header": (ctypes.c_int, [_P, _P, ctypes.c_uint64, _I, _P]),
     "traffic": (_P, [_N, _N, _N, _N, _N, _P, _P]),
     "free_traffic": (None, [_P]),
-    "dispatch": (ctypes.c_int, [_P, _P, _P, _P, _P]),
-    "collect": (ctypes.c_int, [_P, _P, _P, _P, _P, _P, _P, _P, _P, _P]),
-    "give_back": (ctypes.c_int, [_P, _P, _P, _P, _P, _P]),
-    "sum": (ctypes.c_int, [_P, _P, _P, _P, _P, _P]),
-    "ids": (ctypes.c_int, [_P, _P, _P, _P, _P, _P, _P]),
+    "step": (None, [_P, ctypes.c_uint64, _U, _I, _N, _N]),
+    "dispatch": (ctypes.c_int, [_P, _P, _N, _P, _P]),
+    "collect": (ctypes.c_int, [_P, _P, _N, _P, _P, _P, _P, _P, _P, _P]),
+    "give_back": (ctypes.c_int, [_P, _P, _N, _P, _P, _P]),
+    "sum": (ctypes.c_int, [_P, _P, _N, _P, _P, _P]),
+    "ask": (ctypes.c_int, [_P, _P, _N, _P, _P, _P]),
+    "ids": (ctypes.c_int, [_P, _P, _N, _P, _P, _P, _P]),
 }
 
 

@@ -8,7 +8,7 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
@@ -26,15 +26,6 @@ class Trouble(Exception):
     def __init__(self, outcome: Outcome, member: int = -1, error: int = 0, found: Frame | None = None) -> None:
         super().__init__(outcome.name)
         self.outcome, self.member, self.error, self.found = outcome, member, error, found
-
-
-class Moment(NamedTuple):
-    """Which layer a call is of. until: on the monotonic clock, in ns, when waiting ends."""
-
-    step: int
-    layer: int
-    version: int
-    until: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +93,11 @@ class Circle(ABC):
         """Wait until the peers `whom` are in `meet`, too. Raises Trouble; then a later call waits for the same ones.
 
         say: those of them that were not told yet
+        until: when waiting ends, on the monotonic clock, in ns
         """
 
     @abstractmethod
-    def header(self, row: Row, until: int) -> list[Row]:
+    def header(self, row: Row) -> list[Row]:
         """Everyone's row, in the order of the members. Raises Trouble."""
 
     @abstractmethod
@@ -113,38 +105,48 @@ class Circle(ABC):
         """Sleep until a peer has opened a step, or is gone, or the circle was ended (True), or was woken (False)."""
 
     @abstractmethod
-    def dispatch(self, at: Moment, rows: Rows, tables: Tables, turn: int | None, slots: torch.Tensor | None) -> None:
+    def step(self, step: int, version: int, room: Sequence[int], turn: int | None) -> None:
+        """What the calls of the next layers are of.
+
+        version: of the placement
+        room: most tokens of each member, 0 = it is no source
+        turn: of the split, None: every expert goes to its home slot
+        """
+
+    @abstractmethod
+    def dispatch(self, layer: int, rows: Rows, tables: Tables, slots: torch.Tensor | None) -> None:
         """Send each member with experts the rows that are for it. Raises Trouble.
 
-        turn: of the split, None: every expert goes to its home slot
         slots: [T, K] int32 over all ranks, where the split was made already
         """
 
     @abstractmethod
-    def collect(self, at: Moment, room: Sequence[int], own: Rows | None) -> ExpertBatch:
+    def collect(self, layer: int, own: Rows | None) -> ExpertBatch:
         """The rows for this member, in the order of members; valid until the next call. Raises Trouble.
 
-        room: most tokens of each member, 0 = it is no source
         own: this member's tokens, which `dispatch` has routed
         """
 
     @abstractmethod
-    def give_back(self, at: Moment, y: torch.Tensor, counts: Sequence[int]) -> None:
+    def give_back(self, layer: int, y: torch.Tensor) -> None:
         """Send each source the sums of its rows. Raises Trouble.
 
-        y: [N, H] float32, in the order that `collect` gave
-        counts: rows of each member
+        y: [N, H] float32, in the order that the last `collect` gave
         """
 
     @abstractmethod
-    def sum(self, at: Moment, own: torch.Tensor | None) -> torch.Tensor:
+    def sum(self, layer: int, own: torch.Tensor | None) -> torch.Tensor:
         """[T, H] float32: what comes back, added up in the order of members. Raises Trouble.
 
         own: [n, H] float32 of this member's own experts
         """
 
     @abstractmethod
-    def ids(self, at: Moment, room: Sequence[int], mine: torch.Tensor) -> dict[int, torch.Tensor]:
+    def ask(self, layer: int, rows: Rows, tables: Tables, slots: torch.Tensor | None) -> torch.Tensor:
+        """`dispatch` and `sum` of a member without experts."""
+
+    @abstractmethod
+    def ids(self, layer: int, mine: torch.Tensor) -> dict[int, torch.Tensor]:
         """Every source's top-k ids [T, K] int16, by member in rising order. Raises Trouble."""
 
     @property
@@ -176,7 +178,10 @@ class Lines(Protocol):
         most_bytes: of a body that is taken
         """
 
-    def circle(self, epoch: int, peers: Sequence[Peer | None], me: int, ranks: Sequence[int], sizes: Sizes) -> Circle:
+    def circle(
+        self, epoch: int, peers: Sequence[Peer | None], me: int, ranks: Sequence[int], sizes: Sizes, patience: float
+    ) -> Circle:
         """peers: by member, None at `me`, and at members that this circle does without
         ranks: of members that hold experts, -1 for others
+        patience: s, of every wait for peers but `meet` and `idle`
         """

@@ -25,7 +25,7 @@ class LinkControl(GroupControl):
     def wait_for(self, wanted: Moment, timeout: float | None = None) -> bool:
         until = None if timeout is None else time.monotonic_ns() + round(timeout * 1e9)
         while self._bell.newest < wanted:
-            if self._group.idle(until):
+            if self._group.circle.idle(until):
                 return True
             if until is not None and time.monotonic_ns() >= until:
                 return self._bell.newest >= wanted

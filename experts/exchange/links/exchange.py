@@ -10,11 +10,11 @@ import torch
 
 from experts.epoch.agreement import StepHeader, StepWish
 from experts.epoch.membership import EpochRecord
-from experts.exchange.base import DispatchHandle, ExchangeCounters, ExchangeOrder, Meeting
+from experts.exchange.base import Compute, DispatchHandle, ExchangeCounters, ExchangeOrder, Meeting
 from experts.exchange.control import Ring
 from experts.exchange.doorbell import Doorbell
 from experts.exchange.group import BUILD_DEADLINE
-from experts.exchange.links.circle import Moment, Rows
+from experts.exchange.links.circle import Rows, Trouble
 from experts.exchange.links.control import LinkControl
 from experts.exchange.links.group import LinkGroup
 from experts.exchange.links.hub import Hub, Key
@@ -36,8 +36,8 @@ class LinksExchange(SteppedExchange[LinkGroup]):
         together: tokens of a step from which sources split together
         """
         self._hub, self._together = hub, together
-        self._turn: int | None = None
-        self._all = False
+        self._all = False  # sources split together, after their ids have travelled
+        self.holds = False  # experts
         no_x = torch.empty((0, order.form.hidden), dtype=order.form.dtype)
         no_slots = torch.empty((0, order.form.top_k), dtype=torch.int32)
         self.no_sums = torch.empty((0, order.form.hidden), dtype=torch.float32)
@@ -57,41 +57,127 @@ class LinksExchange(SteppedExchange[LinkGroup]):
         # Below it reading weights is the cost, and sources that can't see each other read no copy twice.
         few = tokens * top_k < self._tables.policy.floor * self._order.placement.experts
         together = tokens >= self._together
-        self._turn = None if few and len(self._group.sources) > 1 else 0 if together else self.member
-        self._all = self._turn is not None and together and sum(1 for count in header.tokens if count) > 1
+        turn = None if few and len(self._group.sources) > 1 else 0 if together else self.member
+        self._all = turn is not None and together and sum(1 for count in header.tokens if count) > 1
+        self.holds = self.member in self._group.holders
+        self._group.circle.step(header.step, header.version, header.tokens, turn)
         return header
 
     def dispatch(self, layer: int, x: torch.Tensor, route: Route) -> DispatchHandle:
-        started = time.perf_counter()
-        group, header = self._group, self._header
-        self._layer = layer
-        mine = header.tokens[self.member]
-        assert x.shape[0] <= mine, f"{x.shape[0]} tokens, granted {mine}"
-        at, rows = group.at(layer, header.version), None
-        if mine:
-            rows = Rows(x.contiguous(), route.ids.to(torch.int32).contiguous(), route.weights.contiguous())
-            slots = self._split_of_all(at, rows.ids) if self._all else None
-            with group.doing("dispatch"):
-                group.circle.dispatch(at, rows, self._tables, self._turn, slots)
+        began, group = time.monotonic(), self._group
+        rows = self._rows(layer, x, route)
+        if rows is not None:
+            slots = self._split_of_all(layer, rows.ids) if self._all else None
+            group.doing = "dispatch", layer, began
+            try:
+                group.circle.dispatch(layer, rows, self._tables, slots)
+            except Trouble as trouble:
+                raise group.broken(trouble) from None
+            finally:
+                group.doing = None
         self.counters.layers += 1
-        self.counters.dispatch_seconds += time.perf_counter() - started
-        return _Dispatch(self, group, at, rows)
+        self._count(began, "dispatch_seconds")
+        return _Dispatch(self, layer, rows)
 
-    def receive(self, at: Moment, rows: Rows | None) -> ExpertBatch:
-        """What arrived here."""
-        group = self._group
-        with group.doing("dispatch"):
-            return group.circle.collect(at, self._header.tokens, rows)
+    def layer(self, layer: int, x: torch.Tensor, route: Route, compute: Compute) -> torch.Tensor:
+        if not self.holds:
+            return self._ask_experts(layer, x, route)
+        if not self._header.tokens[self.member]:
+            self._serve(layer, compute)
+            return self.no_sums
+        return super().layer(layer, x, route, compute)
 
-    def _split_of_all(self, at: Moment, ids: torch.Tensor) -> torch.Tensor | None:
-        """[T, K] int32 slots of this rank's tokens by one split of everyone's."""
-        if not self._tables.replicates(at.layer):
+    def _ask_experts(self, layer: int, x: torch.Tensor, route: Route) -> torch.Tensor:
+        """A layer of a rank without experts."""
+        rows = self._rows(layer, x, route)
+        if rows is None:
+            return self.no_sums
+        began, group = time.monotonic(), self._group
+        slots = self._split_of_all(layer, rows.ids) if self._all else None
+        group.doing = "dispatch and combine", layer, began
+        try:
+            sums = group.circle.ask(layer, rows, self._tables, slots)
+        except Trouble as trouble:
+            raise group.broken(trouble) from None
+        finally:
+            group.doing = None
+        self.counters.layers += 1
+        self._count(began, "combine_seconds")
+        return sums
+
+    def _serve(self, layer: int, compute: Compute) -> None:
+        """A layer of a rank with experts that brings no tokens."""
+        y = compute(layer, self.collect(layer, None))
+        self.give_back(layer, y)
+        self.counters.layers += 1
+
+    def collect(self, layer: int, own: Rows | None) -> ExpertBatch:
+        """What arrived here. Raises RankLost."""
+        began, group, self._layer = time.monotonic(), self._group, layer
+        group.doing = "dispatch", layer, began
+        try:
+            return group.circle.collect(layer, own)
+        except Trouble as trouble:
+            raise group.broken(trouble) from None
+        finally:
+            group.doing = None
+            self._count(began, "dispatch_seconds")
+
+    def give_back(self, layer: int, y: torch.Tensor) -> None:
+        """Send sums to where their rows came from. Raises RankLost."""
+        began, group = time.monotonic(), self._group
+        group.doing = "combine", layer, began
+        try:
+            group.circle.give_back(layer, y.contiguous())
+        except Trouble as trouble:
+            raise group.broken(trouble) from None
+        finally:
+            group.doing = None
+            self._count(began, "combine_seconds")
+
+    def sum(self, layer: int, own: torch.Tensor | None) -> torch.Tensor:
+        """See Circle.sum. Raises RankLost."""
+        began, group = time.monotonic(), self._group
+        group.doing = "combine", layer, began
+        try:
+            return group.circle.sum(layer, own)
+        except Trouble as trouble:
+            raise group.broken(trouble) from None
+        finally:
+            group.doing = None
+            self._count(began, "combine_seconds")
+
+    def _rows(self, layer: int, x: torch.Tensor, route: Route) -> Rows | None:
+        """This rank's tokens; None where the header gave it none."""
+        self._layer = layer
+        most = self._header.tokens[self.member]
+        assert x.shape[0] <= most, f"{x.shape[0]} tokens, granted {most}"
+        if not most:
+            return None
+        ids, weights = route.ids, route.weights
+        if ids.dtype is not torch.int32:
+            ids = ids.to(torch.int32)
+        return Rows(x.contiguous(), ids.contiguous(), weights.contiguous())
+
+    def _split_of_all(self, layer: int, ids: torch.Tensor) -> torch.Tensor | None:
+        """[T, K] int32 slots of this rank's tokens by one split of everyone's. Raises RankLost."""
+        if not self._tables.replicates(layer):
             return None  # there is one way
-        with self._group.doing("ids"):
-            everyone = self._group.circle.ids(at, self._header.tokens, ids.to(torch.int16))
+        group = self._group
+        group.doing = "ids", layer, time.monotonic()
+        try:
+            everyone = group.circle.ids(layer, ids.to(torch.int16))
+        except Trouble as trouble:
+            raise group.broken(trouble) from None
+        finally:
+            group.doing = None
         self.counters.collectives += 1
-        routing, _ = self._tables.route_all(at.layer, everyone, self.member)
+        routing, _ = self._tables.route_all(layer, everyone, self.member)
         return torch.from_numpy(routing.slots)
+
+    def _count(self, began: float, what: str) -> None:
+        counters = self.counters
+        setattr(counters, what, getattr(counters, what) + time.monotonic() - began)
 
     def _build(self, record: EpochRecord, beside: bool) -> LinkGroup:
         return _meet(self._order, self._hub, record, self._group.keys if beside else frozenset())
@@ -102,50 +188,37 @@ class LinksExchange(SteppedExchange[LinkGroup]):
 
 
 class _Dispatch:
-    """A dispatch whose rows have left."""
+    """A dispatch whose rows have left. rows: None where this rank brings none."""
 
-    def __init__(self, exchange: LinksExchange, group: LinkGroup, at: Moment, rows: Rows | None) -> None:
-        self._exchange, self._group, self._at, self._rows = exchange, group, at, rows
+    def __init__(self, exchange: LinksExchange, layer: int, rows: Rows | None) -> None:
+        self._exchange, self._layer, self._rows = exchange, layer, rows
         self._batch: ExpertBatch | None = None  # of a rank with experts
 
     def wait(self) -> ExpertBatch:
-        if self._group.index not in self._group.holders:
+        if not self._exchange.holds:
             return self._exchange.nothing
-        started = time.perf_counter()
-        self._batch = self._exchange.receive(self._at, self._rows)
-        self._exchange.counters.dispatch_seconds += time.perf_counter() - started
+        self._batch = self._exchange.collect(self._layer, self._rows)
         return self._batch
 
     def combine(self, y: torch.Tensor) -> "_Combine":
-        started = time.perf_counter()
-        exchange, group, batch, own = self._exchange, self._group, self._batch, None
+        exchange, batch, own = self._exchange, self._batch, None
         if batch is not None:
             assert y.shape[0] == sum(batch.rows), (tuple(y.shape), batch.rows)
-            y = y.contiguous()
-            with group.doing("combine"):
-                group.circle.give_back(self._at, y, batch.rows)
+            exchange.give_back(self._layer, y)
             if self._rows is not None:
-                before = sum(batch.rows[: group.index])
-                own = y[before : before + batch.rows[group.index]]
-        exchange.counters.combine_seconds += time.perf_counter() - started
-        return _Combine(exchange, group, self._at, self._rows is not None, own)
+                before = sum(batch.rows[: exchange.member])
+                own = y[before : before + batch.rows[exchange.member]].contiguous()
+        return _Combine(exchange, self._layer, self._rows is not None, own)
 
 
 class _Combine:
-    def __init__(
-        self, exchange: LinksExchange, group: LinkGroup, at: Moment, source: bool, own: torch.Tensor | None
-    ) -> None:
-        self._exchange, self._group, self._at, self._source, self._own = exchange, group, at, source, own
+    """own: [n, H] float32 of this rank's own experts, for its own tokens."""
+
+    def __init__(self, exchange: LinksExchange, layer: int, source: bool, own: torch.Tensor | None) -> None:
+        self._exchange, self._layer, self._source, self._own = exchange, layer, source, own
 
     def wait(self) -> torch.Tensor:
-        if not self._source:
-            return self._exchange.no_sums
-        started = time.perf_counter()
-        group, counters = self._group, self._exchange.counters
-        with group.doing("combine"):
-            sums = group.circle.sum(self._at, self._own)
-        counters.combine_seconds += time.perf_counter() - started
-        return sums
+        return self._exchange.sum(self._layer, self._own) if self._source else self._exchange.no_sums
 
 
 def _meet(order: ExchangeOrder, hub: Hub, record: EpochRecord, running: frozenset[Key]) -> LinkGroup:
@@ -154,5 +227,5 @@ def _meet(order: ExchangeOrder, hub: Hub, record: EpochRecord, running: frozense
     running: processes whose links carry steps meanwhile
     """
     members = record.membership
-    circle = hub.circle(members, max(BUILD_DEADLINE, record.connect), running)
+    circle = hub.circle(members, max(BUILD_DEADLINE, record.connect), record.timeout, running)
     return LinkGroup(circle, members, members.index(order.rank), record.timeout)

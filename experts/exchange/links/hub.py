@@ -10,7 +10,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import partial
 
 from experts.background import only_log, watch_thread
@@ -55,28 +55,29 @@ class Hub:
         # Without it nobody new can be met, and the epoch after the next death fails, which names this rank.
         self._thread = watch_thread("links", self._serve, only_log, returns=True)
 
-    def circle(self, members: Membership, seconds: float, running: Collection[Key] = ()) -> Circle:
+    def circle(self, members: Membership, seconds: float, patience: float, running: Collection[Key] = ()) -> Circle:
         """The links of an epoch's members; blocks until all have come, at most `seconds`. Raises RankLost.
 
+        patience: s, of later waits
         running: members of the epoch under way, whose links carry its steps meanwhile
         """
         me = members.index(self._own.rank)
         until = time.monotonic() + seconds
         self._begin(members.epoch)
+        ranks, sizes = [member.rank if member.holds_experts else -1 for member in members.members], self._sizes
         said: dict[int, Peer] = {}  # whom this end has told that it is here, and on which link
         while True:
             peers = self._peers(members, me, until, running)
             new = [m for m, peer in enumerate(peers) if peer is not None and _key(members.members[m]) not in running]
-            meeting = self._lines.circle(
-                members.epoch, [p if m in new else None for m, p in enumerate(peers)], me, _ranks(members), self._sizes
-            )
+            awaited = [peer if m in new else None for m, peer in enumerate(peers)]
+            meeting = self._lines.circle(members.epoch, awaited, me, ranks, sizes, patience)
             self._note_circle(members.epoch, meeting)
             try:
                 say = [m for m in new if said.get(m) is not peers[m]]
                 said |= {m: peer for m in say if (peer := peers[m]) is not None}
                 meeting.meet(new, say, round(until * 1e9))
                 self._note_circle(members.epoch, None)
-                return self._lines.circle(members.epoch, peers, me, _ranks(members), self._sizes)
+                return self._lines.circle(members.epoch, peers, me, ranks, sizes, patience)
             except Trouble as trouble:
                 if trouble.outcome != Outcome.DEAD or time.monotonic() > until:
                     meeting.abort()
@@ -250,10 +251,6 @@ def _lines() -> Lines:
 
 def _key(member: Member) -> Key:
     return member.rank, member.incarnation
-
-
-def _ranks(members: Membership) -> Sequence[int]:
-    return [member.rank if member.holds_experts else -1 for member in members.members]
 
 
 def _near(host: str, port: int) -> str:

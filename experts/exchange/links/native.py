@@ -2,6 +2,7 @@
 
 import ctypes
 import socket
+import time
 import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_int16, c_int32, c_int64, c_uint8, c_uint32, c_uint64, c_void_p
@@ -10,13 +11,14 @@ from typing import Any
 import torch
 
 from experts.epoch.agreement import Row
-from experts.exchange.links.circle import Circle, Moment, Peer, Rows, Sizes, Trouble
+from experts.exchange.links.circle import Circle, Peer, Rows, Sizes, Trouble
 from experts.exchange.links.frame import Frame, Outcome
 from experts.exchange.routing import Tables
 from experts.exchange.wire import ExpertBatch
 from experts.kernels.loaded import loaded
 
 _ROW = len(Row._fields)
+_KEPT_VIEWS = 1024
 
 
 class _Frame(ctypes.Structure):
@@ -31,18 +33,11 @@ class _Finding(ctypes.Structure):
     _fields_ = (("member", c_int32), ("error", c_int32), ("found", _Frame))
 
 
-class _Moment(ctypes.Structure):
-    _fields_ = (("step", c_uint64), ("until", c_int64), ("version", c_uint32), ("layer", c_int32), ("kind", c_int32))
-
-
 class _Batch(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("x", "ids", "weights", "slots", "table")),
-        *((name, c_int32) for name in ("tokens", "turn", "whole")),
+        ("tokens", c_int32),
     )
-
-
-_IDS, _ROWS, _SUMS = 3, 4, 5  # kinds
 
 
 class NativeLines:
@@ -59,8 +54,10 @@ class NativeLines:
     def peer(self, connection: socket.socket, incarnation: int, theirs: int, most_bytes: int) -> "_NativePeer":
         return _NativePeer(self, connection, self._do.peer(connection.fileno(), incarnation, theirs, most_bytes))
 
-    def circle(self, epoch: int, peers: Sequence[Peer | None], me: int, ranks: Sequence[int], sizes: Sizes) -> Circle:
-        return _NativeCircle(self, epoch, peers, me, ranks, sizes)
+    def circle(
+        self, epoch: int, peers: Sequence[Peer | None], me: int, ranks: Sequence[int], sizes: Sizes, patience: float
+    ) -> Circle:
+        return _NativeCircle(self, epoch, peers, me, ranks, sizes, patience)
 
 
 def _when_gone(thing: object, free: Any, *args: Any) -> None:
@@ -95,9 +92,11 @@ def _free_peer(lines: NativeLines, connection: socket.socket, address: int) -> N
 
 class _NativeCircle(Circle):
     def __init__(
-        self, lines: NativeLines, epoch: int, peers: Sequence[Peer | None], me: int, ranks: Sequence[int], sizes: Sizes
-    ) -> None:
+        self, lines: NativeLines, epoch: int, peers: Sequence[Peer | None], me: int, ranks: Sequence[int], sizes: Sizes,
+        patience: float,
+    ) -> None:  # fmt: skip
         self._lines, self._do, self._peers, self._me, self._sizes = lines, lines._do, list(peers), me, sizes
+        self._patience = round(patience * 1e9)
         self._size = size = len(peers)
         links = (c_void_p * size)(*(None if peer is None else peer.address for peer in peers))  # type: ignore[attr-defined]
         self._circle = self._do.circle(lines._hub, size, me, epoch, links)
@@ -116,19 +115,19 @@ class _NativeCircle(Circle):
         self._bytes = c_uint64.from_address(self._do.bytes(self._circle))
         self._rows = (c_int64 * (size * _ROW))()
         self._room, self._counts = (c_int32 * size)(), (c_int32 * size)()
-        self._finding, self._at, self._batch = _Finding(), _Moment(), _Batch()
-        self._at_finding, self._at_moment, self._at_batch = byref(self._finding), byref(self._at), byref(self._batch)
+        self._finding, self._batch = _Finding(), _Batch()
+        self._at_finding, self._at_batch = byref(self._finding), byref(self._batch)
         self._dtype = torch.float32 if sizes.element == 4 else torch.bfloat16
-        self._tokens = 0
         self._make_room(16)
 
     def meet(self, whom: Sequence[int], say: Sequence[int], until: int) -> None:
         flags = [(c_uint8 * self._size)(*(m in members for m in range(self._size))) for members in (whom, say)]
         self._check(self._do.meet(self._circle, *flags, until, self._at_finding))
 
-    def header(self, row: Row, until: int) -> list[Row]:
+    def header(self, row: Row) -> list[Row]:
         own = self._me * _ROW
         self._rows[own : own + _ROW] = list(row)
+        until = time.monotonic_ns() + self._patience
         self._check(self._do.header(self._circle, self._rows, row.step, until, self._at_finding))
         numbers = self._rows[:]
         return [Row(*numbers[at : at + _ROW]) for at in range(0, len(numbers), _ROW)]
@@ -136,64 +135,55 @@ class _NativeCircle(Circle):
     def idle(self, until: int | None) -> bool:
         return bool(self._do.idle(self._circle, -1 if until is None else until))
 
-    def dispatch(self, at: Moment, rows: Rows, tables: Tables, turn: int | None, slots: torch.Tensor | None) -> None:
-        batch = self._batch
-        self._tokens = batch.tokens = rows.x.shape[0]
-        batch.x, batch.ids, batch.weights = rows.x.data_ptr(), rows.ids.data_ptr(), rows.weights.data_ptr()
-        batch.slots = None if slots is None else slots.data_ptr()
-        batch.table, batch.turn, batch.whole = tables.kernel_table(at.layer), turn or 0, turn is None
-        self._moment(at, _ROWS)
-        self._check(self._do.dispatch(self._circle, self._traffic, self._at_moment, self._at_batch, self._at_finding))
-
-    def collect(self, at: Moment, room: Sequence[int], own: Rows | None) -> ExpertBatch:
-        most = sum(room)
-        if most > self._x.shape[0]:
-            self._make_room(most)
+    def step(self, step: int, version: int, room: Sequence[int], turn: int | None) -> None:
+        self._do.step(self._traffic, step, version, self._patience, turn or 0, turn is None)
         self._room[:] = list(room)
-        self._moment(at, _ROWS)
-        self._check(
-            self._do.collect(
-                self._circle, self._traffic, self._at_moment, self._room, None if own is None else self._at_batch,
-                *self._at_room, self._counts, self._at_finding,
-            )
-        )  # fmt: skip
-        counts = tuple(self._counts)
-        n = sum(counts)
-        return ExpertBatch(self._x[:n], self._slots[:n], self._weights[:n], counts)
+        if sum(room) > self._x.shape[0]:
+            self._make_room(sum(room))
 
-    def give_back(self, at: Moment, y: torch.Tensor, counts: Sequence[int]) -> None:
-        self._moment(at, _SUMS)
-        self._counts[:] = list(counts)
-        self._check(
-            self._do.give_back(
-                self._circle, self._traffic, self._at_moment, y.contiguous().data_ptr(), self._counts, self._at_finding
-            )
-        )
+    def dispatch(self, layer: int, rows: Rows, tables: Tables, slots: torch.Tensor | None) -> None:
+        self._hand_over(layer, rows, tables, slots)
+        self._check(self._do.dispatch(self._circle, self._traffic, layer, self._at_batch, self._at_finding))
 
-    def sum(self, at: Moment, own: torch.Tensor | None) -> torch.Tensor:
-        sums = torch.empty((self._tokens, self._sizes.hidden), dtype=torch.float32)
-        self._moment(at, _SUMS)
-        self._check(
-            self._do.sum(
-                self._circle, self._traffic, self._at_moment, None if own is None else own.data_ptr(), sums.data_ptr(),
-                self._at_finding,
-            )
+    def collect(self, layer: int, own: Rows | None) -> ExpertBatch:
+        outcome = self._do.collect(
+            self._circle, self._traffic, layer, self._room, None if own is None else self._at_batch, *self._at_room,
+            self._counts, self._at_finding,
         )  # fmt: skip
+        if outcome:
+            self._check(outcome)
+        counts = tuple(self._counts[:])
+        batch = self._batches.get(counts)
+        return batch if batch is not None else self._views(counts)
+
+    def give_back(self, layer: int, y: torch.Tensor) -> None:
+        outcome = self._do.give_back(self._circle, self._traffic, layer, y.data_ptr(), self._counts, self._at_finding)
+        if outcome:
+            self._check(outcome)
+
+    def sum(self, layer: int, own: torch.Tensor | None) -> torch.Tensor:
+        sums = torch.empty((self._batch.tokens, self._sizes.hidden), dtype=torch.float32)
+        at_own = None if own is None else own.data_ptr()
+        self._check(self._do.sum(self._circle, self._traffic, layer, at_own, sums.data_ptr(), self._at_finding))
         return sums
 
-    def ids(self, at: Moment, room: Sequence[int], mine: torch.Tensor) -> dict[int, torch.Tensor]:
-        everyone = {m: torch.empty((most, self._sizes.top_k), dtype=torch.int16) for m, most in enumerate(room) if most}
+    def ask(self, layer: int, rows: Rows, tables: Tables, slots: torch.Tensor | None) -> torch.Tensor:
+        sums = torch.empty(rows.x.shape, dtype=torch.float32)
+        self._hand_over(layer, rows, tables, slots)
+        outcome = self._do.ask(self._circle, self._traffic, layer, self._at_batch, sums.data_ptr(), self._at_finding)
+        if outcome:
+            self._check(outcome)
+        return sums
+
+    def ids(self, layer: int, mine: torch.Tensor) -> dict[int, torch.Tensor]:
+        top_k = self._sizes.top_k
+        everyone = {m: torch.empty((most, top_k), dtype=torch.int16) for m, most in enumerate(self._room) if most}
         everyone[self._me] = mine
         where = (POINTER(c_int16) * self._size)()
         for member, ids in everyone.items():
             where[member] = ctypes.cast(ids.data_ptr(), POINTER(c_int16))
-        self._room[:], self._counts[self._me] = list(room), mine.shape[0]
-        self._moment(at, _IDS)
-        self._check(
-            self._do.ids(
-                self._circle, self._traffic, self._at_moment, self._room, self._counts, where, self._at_finding
-            )
-        )
+        self._counts[self._me] = mine.shape[0]
+        self._check(self._do.ids(self._circle, self._traffic, layer, self._room, self._counts, where, self._at_finding))
         return {member: ids[: self._counts[member]] for member, ids in sorted(everyone.items())}
 
     @property
@@ -209,10 +199,11 @@ class _NativeCircle(Circle):
     def abort(self) -> None:
         self._do.abort(self._circle)
 
-    def _moment(self, at: Moment, kind: int) -> None:
-        moment = self._at
-        moment.step, moment.layer, moment.version, moment.until = at
-        moment.kind = kind
+    def _hand_over(self, layer: int, rows: Rows, tables: Tables, slots: torch.Tensor | None) -> None:
+        batch, x = self._batch, rows.x
+        batch.x, batch.ids, batch.weights = x.data_ptr(), rows.ids.data_ptr(), rows.weights.data_ptr()
+        batch.tokens, batch.table = x.shape[0], tables.kernel_tables[layer]
+        batch.slots = None if slots is None else slots.data_ptr()
 
     def _check(self, outcome: int) -> None:
         if outcome:
@@ -227,6 +218,14 @@ class _NativeCircle(Circle):
         self._slots = torch.empty((rows, sizes.top_k), dtype=torch.int32)
         self._weights = torch.empty((rows, sizes.top_k), dtype=torch.float32)
         self._at_room = self._x.data_ptr(), self._slots.data_ptr(), self._weights.data_ptr()
+        self._batches: dict[tuple[int, ...], ExpertBatch] = {}  # views that were asked for before
+
+    def _views(self, counts: tuple[int, ...]) -> ExpertBatch:
+        n = sum(counts)
+        batch = ExpertBatch(self._x[:n], self._slots[:n], self._weights[:n], counts)
+        if len(self._batches) < _KEPT_VIEWS:
+            self._batches[counts] = batch
+        return batch
 
 
 def _free_circle(lines: NativeLines, circle: int, traffic: int) -> None:

@@ -73,7 +73,7 @@ def run_members(
     def exchange_of(index: int, seat: Member) -> CollectiveExchange | LinksExchange:
         if hubs:
             order = order_of(seat.rank, placement, form, budget, hubs[index])
-            group = LinkGroup(hubs[index].circle(members, PATIENCE), members, index, timeout)
+            group = LinkGroup(hubs[index].circle(members, PATIENCE, timeout), members, index, timeout)
             return LinksExchange(order, hubs[index], group, LinkControl(Doorbell()), 1 << 30 if alone else 0)
         client = connect_store(HERE, store.port, PATIENCE)
         joined = build_group(client, members.epoch, index, members.size, "cpu", HERE, timeout, PATIENCE)
