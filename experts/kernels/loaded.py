@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 _P, _I, _N, _U = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_uint32
 _SPLIT: Any = [_P, _P, _I, ctypes.c_int, _P]
 _QUOTAS: Any = [_P, _P, ctypes.c_int, _P]
+_COUNT_LOADS: Any = [_P, _P, _N, _N, _N, _P]
 _SWIGLU: Any = [ctypes.c_int, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, ctypes.c_int]
 _LINKS: dict[str, tuple[Any, Any]] = {  # of links.c and link_tokens.c: what they return, and take
     "hub": (_P, []),
@@ -73,6 +74,8 @@ class LoadedKernels:
         self.split.argtypes, self.split.restype = _SPLIT, None
         self.quotas: Any = functions.tokenyard_quotas
         self.quotas.argtypes, self.quotas.restype = _QUOTAS, None
+        self.count_loads: Any = functions.tokenyard_count_loads
+        self.count_loads.argtypes, self.count_loads.restype = _COUNT_LOADS, None
         self.links = LinkFunctions(functions)
 
 

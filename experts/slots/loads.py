@@ -1,10 +1,11 @@
 """ExpertLoads: how many tokens each slot of a rank has computed, in all and step by step. Knows nothing of who reads it."""
 
+import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,10 @@ import torch
 
 from experts.epoch.agreement import StepHeader
 from experts.exchange.wire import ExpertBatch
+from experts.kernels.loaded import loaded
 
 KEPT_STEPS = 4096  # of which nobody asked yet; older ones are forgotten
+_KEPT_ROWS = 1024
 DECODE, PREFILL, BOTH = 0, 1, 2
 
 
@@ -21,10 +24,11 @@ DECODE, PREFILL, BOTH = 0, 1, 2
 class StepLoads:
     """One step of one rank.
 
-    counts: int32 [A, L, S] tokens per source (member of the epoch's group), layer and slot
-    version: of the placement
-    phase: DECODE, PREFILL or BOTH
-    seconds: in this rank's experts
+        counts: int32 [A, L, S] tokens per source (member of the epoch's group), layer and slot
+        version: of the placement
+        phase: _KEPT_ROWS = 1024
+    DECODE, PREFILL or BOTH
+        seconds: in this rank's experts
     """
 
     epoch: int
@@ -54,6 +58,9 @@ class ExpertLoads:
         self._width = slots + 1  # the last column is "none"
         self._totals = torch.zeros(layers, slots, dtype=torch.int64, device=device)
         self._step = torch.zeros(layers, sources * self._width, dtype=torch.int64, device=device)
+        kernels = loaded() if self._step.device.type == "cpu" else None
+        self._kernel = None if kernels is None else kernels.count_loads
+        self._rows: dict[tuple[int, ...], Any] = {}  # of batches, as the kernel takes them
         self._one = torch.ones(1, dtype=torch.int64, device=device)
         self._ended: deque[_Ended] = deque(maxlen=KEPT_STEPS)
         self.on_news: Callable[[], object] = lambda: None  # called by the step thread when `has_news` becomes true
@@ -63,11 +70,26 @@ class ExpertLoads:
         if batch.slots.numel() == 0 or self._slots == 0:
             return
         self._meet(max(len(batch.rows), 1))
+        if self._kernel is not None and batch.slots.is_contiguous():
+            self._count(self._kernel, layer, batch)
+            return
         flat = torch.where(batch.slots < 0, self._slots, batch.slots).long()
         if self._sources > 1:
             flat = flat + self._width * self._source_of(batch)[:, None]
         flat = flat.reshape(-1)
         self._step[layer].scatter_add_(0, flat, self._one.expand(len(flat)))  # bincount has the host wait for a device
+
+    def _count(self, kernel: Any, layer: int, batch: ExpertBatch) -> None:
+        """`add` by the C kernel, which takes 2 us where torch's calls take 50, and 150 after a wait for other ranks."""
+        rows = batch.rows or (batch.slots.shape[0],)
+        known = self._rows.get(rows)
+        if known is None:
+            if len(self._rows) >= _KEPT_ROWS:
+                self._rows.clear()
+            known = self._rows[rows] = (ctypes.c_int32 * len(rows))(*rows)
+        step, slots = self._step, batch.slots
+        at = step.data_ptr() + layer * step.stride(0) * step.itemsize
+        kernel(slots.data_ptr(), known, len(rows), slots.shape[1], self._width, at)
 
     def end_step(self, header: StepHeader, seconds: float) -> None:
         """The step that ran `header` is over; seconds: of compute on this rank."""
