@@ -63,6 +63,7 @@ class ServePlan:
     name: str
     dtype: torch.dtype
     device: str
+    exchange: str
     engine: EngineConfig
     placement: Placement
     seats: tuple[Member, ...]
@@ -70,7 +71,6 @@ class ServePlan:
     balancing: Balancing = Balancing(False)
     min_copies: int = 1
     user_folder: str = ""
-    exchange: str = "local"
 
     @property
     def limits(self) -> ServiceLimits:
@@ -151,6 +151,7 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True, check
         name,
         dtype,
         device,
+        _exchange(config, device),
         engine,
         placement,
         _seats(config),
@@ -158,7 +159,6 @@ def make_plan(folder: Path, config: ServeConfig, check_ports: bool = True, check
         balancing,
         _min_copies(config, placement),
         user_folder(),
-        _exchange(config, device),
     )
 
 

@@ -29,6 +29,7 @@ from cluster.simulate.synthetic import SyntheticOrders
 from experts.crew import most_threads
 from experts.epoch.membership import Member
 from experts.errors import UserError
+from experts.exchange.registry import exchange_for
 from experts.slots.slots import slot_bytes
 from experts.worker.remote import wait
 from router_svc.engine.config import EngineConfig
@@ -70,7 +71,7 @@ def _orders(folder: Path, loads: IntArray, policy: str, settings: ActorSettings)
     present = sorted(set(range(settings.ranks)) - settings.shape.dead)
     seats = (*(Member(rank, "expert") for rank in present), Member(settings.ranks, "attention"))
     plan = ServePlan(
-        folder, spec, config, "simulation", torch.float32, "cpu", engine, settings.first(layers, experts), seats,
+        folder, spec, config, "simulation", torch.float32, "cpu", exchange_for("cpu"), engine, settings.first(layers, experts), seats,
         most_threads(), Balancing(policy != "none"), settings.min_copies, user_folder(),
     )  # fmt: skip
     return SyntheticOrders(plan, settings.tokens, loads, Pace(settings.token_seconds, settings.floor), settings.speeds)

@@ -20,6 +20,9 @@ from experts.exchange.flight import Dispatch, LayerPlan
 from experts.exchange.group import build_group, connect_store
 from experts.exchange.group_control import GroupControl
 from experts.exchange.guard import GuardedGroup
+from experts.exchange.links.control import LinkControl
+from experts.exchange.links.group import LinkGroup
+from experts.exchange.links.hub import Key
 from experts.exchange.sizes import COLLECTIVE_BYTES, bucket, pads
 from experts.exchange.stepped import SteppedExchange
 from experts.exchange.transport import Group
@@ -30,25 +33,23 @@ class CollectiveExchange(SteppedExchange[GuardedGroup]):
     """See the module."""
 
     def __init__(
-        self, order: ExchangeOrder, group: Group, membership: Membership, control: GroupControl | None = None,
+        self, order: ExchangeOrder, group: GuardedGroup, control: GroupControl | None = None,
         collective_bytes: int = COLLECTIVE_BYTES,
     ) -> None:  # fmt: skip
         """group: of the first epoch
         control: None = nobody rings for this member
         collective_bytes: see `sizes`
         """
-        assert membership.index(order.rank) == group.index, (order.rank, group.index)
+        assert group.membership.index(order.rank) == group.index, (order.rank, group.index)
         self._form, self._collective_bytes = order.form, collective_bytes
         self._padded = True
-        counters = ExchangeCounters()
-        super().__init__(
-            order, GuardedGroup(group, membership, counters), control or GroupControl(Doorbell()), counters
-        )
+        super().__init__(order, group, control or GroupControl(Doorbell()), group.counters)
 
     @classmethod
     def join(cls, order: ExchangeOrder, record: EpochRecord, bell: Doorbell, ring: Ring) -> "CollectiveExchange":
         """Meet the members of an epoch and build their group; blocks until all have come. Raises RankLost."""
-        return cls(order, _meet(order, record), record.membership, GroupControl(bell, ring))
+        group = _meet(order, record, ExchangeCounters(), frozenset())
+        return cls(order, group, GroupControl(bell, ring) if group.links is None else LinkControl(bell))
 
     def offer_epoch(self, membership: Membership, group: Group | None) -> None:
         """`prepare`, given this rank's end of the next group; None: it is no member."""
@@ -61,7 +62,8 @@ class CollectiveExchange(SteppedExchange[GuardedGroup]):
         return header
 
     def _build(self, record: EpochRecord, beside: bool) -> GuardedGroup:
-        return GuardedGroup(_meet(self._order, record), record.membership, self.counters)
+        links = self._group.links
+        return _meet(self._order, record, self.counters, links.keys if links is not None and beside else frozenset())
 
     def _own(self, meeting: Meeting) -> GuardedGroup:
         assert isinstance(meeting, GuardedGroup), "made by `meet`"
@@ -122,11 +124,23 @@ class CollectiveExchange(SteppedExchange[GuardedGroup]):
         return [member for member in members if member != self.member]
 
 
-def _meet(order: ExchangeOrder, record: EpochRecord) -> Group:
-    """This rank's end of an epoch's group; blocks until all members have come. Raises RankLost."""
+def _meet(
+    order: ExchangeOrder, record: EpochRecord, counters: ExchangeCounters, running: frozenset[Key]
+) -> GuardedGroup:
+    """This rank's end of an epoch's group; blocks until all members have come. Raises RankLost.
+
+    running: processes whose links, where the rank has any, carry headers meanwhile
+    """
     members, seconds = record.membership, record.timeout
-    store = connect_store(record.store_host, record.store_port, seconds)
-    index = members.index(order.rank)
-    return build_group(
-        store, members.epoch, index, members.size, order.device, order.host, seconds, connect=record.connect
-    )
+    links = None if order.hub is None else LinkGroup.meet(order.hub, order.rank, record, running)
+    try:
+        store = connect_store(record.store_host, record.store_port, seconds)
+        index = members.index(order.rank)
+        group = build_group(
+            store, members.epoch, index, members.size, order.device, order.host, seconds, connect=record.connect
+        )
+    except BaseException:
+        if links is not None:
+            links.close()
+        raise
+    return GuardedGroup(group, members, counters, links)

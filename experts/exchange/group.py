@@ -14,10 +14,9 @@ from experts.errors import RankLost
 from experts.exchange.gloo import GlooGroup
 from experts.exchange.nccl import NcclGroup
 from experts.exchange.store import StoreClient, StoreServer
-from experts.exchange.transport import Group
+from experts.exchange.transport import BUILD_DEADLINE, Group
 
 TIMEOUT = 10.0  # s, an operation that no error ends; over gloo a dead or closed peer ends it in milliseconds
-BUILD_DEADLINE = 10.0  # s, for all members to come together
 
 
 def open_store(host: str, port: int = 0, ended: Callable[[str], object] = only_log) -> StoreServer:

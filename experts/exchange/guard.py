@@ -15,17 +15,23 @@ from experts.errors import RankLost
 from experts.exchange.base import ExchangeCounters
 from experts.exchange.block import Blocks, Stamp, read_stamp
 from experts.exchange.epoch_group import EpochGroup
+from experts.exchange.links.group import LinkGroup
 from experts.exchange.transport import Group, Pending
 
 
 class GuardedGroup(EpochGroup):
-    """The collective group of one epoch. Operations come from the step thread, `close` from any."""
+    """The collective group of one epoch. Operations come from the step thread, `close` from any.
 
-    def __init__(self, group: Group, membership: Membership, counters: ExchangeCounters) -> None:
+    links: between the same members, on which headers travel; None: they are gathered by the group
+    """
+
+    def __init__(
+        self, group: Group, membership: Membership, counters: ExchangeCounters, links: LinkGroup | None = None
+    ) -> None:
         assert group.size == membership.size, (group.size, membership.size)
         super().__init__(membership, group.index)
         self.device = group.device
-        self.counters = counters
+        self.counters, self.links = counters, links
         self._group = group
         self._lock = threading.Lock()
         self._closed = False
@@ -33,6 +39,8 @@ class GuardedGroup(EpochGroup):
 
     def moment(self, layer: int) -> StepMoment:
         wait = self._wait
+        if self.links is not None and self.links.doing is not None:
+            return self.links.moment(layer)
         if wait is None:
             return StepMoment(self.epoch, self.step, layer)
         phase, since, work = wait
@@ -42,6 +50,9 @@ class GuardedGroup(EpochGroup):
         return StepMoment(self.epoch, self.step, layer, phase, time.monotonic() - since, peers)
 
     def gather(self, row: Row) -> list[Row]:
+        if self.links is not None:
+            self.links.step = self.step
+            return self.links.gather(row)
         mine = torch.tensor(row, dtype=torch.int64, device=self.device)
         out = torch.empty(self.size * mine.numel(), dtype=torch.int64, device=self.device)
         try:
@@ -88,6 +99,8 @@ class GuardedGroup(EpochGroup):
     def close(self) -> None:
         with self._lock:
             self._closed = True
+        if self.links is not None:
+            self.links.close()
         self._group.close()
 
     def _broken(self, error: Exception) -> RankLost:

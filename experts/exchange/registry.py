@@ -18,7 +18,7 @@ class ExchangeKind:
     """join: takes a seat in an epoch, blocks until all members have come, raises RankLost; its bell is what the others ring,
         and what it calls to ring all
     meets: whether they meet at the store that the epoch's record names
-    links: whether it needs its worker's links
+    links: whether it uses its worker's links
     device: that it is for, None: any
     """
 
@@ -31,7 +31,7 @@ class ExchangeKind:
 EXCHANGES = {
     "links": ExchangeKind(LinksExchange.join, links=True, device="cpu"),
     "gloo": ExchangeKind(CollectiveExchange.join, meets=True, device="cpu"),
-    "nccl": ExchangeKind(CollectiveExchange.join, meets=True, device="cuda"),
+    "nccl": ExchangeKind(CollectiveExchange.join, meets=True, links=True, device="cuda"),  # for headers
     "local": ExchangeKind(LocalExchange.join),
 }
 

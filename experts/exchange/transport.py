@@ -9,6 +9,8 @@ from typing import Protocol
 
 import torch
 
+BUILD_DEADLINE = 10.0  # s, for all members of an epoch to come together
+
 
 class Pending(Protocol):
     """An operation under way."""

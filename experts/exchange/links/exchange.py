@@ -13,11 +13,10 @@ from experts.epoch.membership import EpochRecord
 from experts.exchange.base import Compute, DispatchHandle, ExchangeCounters, ExchangeOrder, Meeting
 from experts.exchange.control import Ring
 from experts.exchange.doorbell import Doorbell
-from experts.exchange.group import BUILD_DEADLINE
 from experts.exchange.links.circle import Rows, Trouble
 from experts.exchange.links.control import LinkControl
 from experts.exchange.links.group import LinkGroup
-from experts.exchange.links.hub import Hub, Key
+from experts.exchange.links.hub import Hub
 from experts.exchange.stepped import SteppedExchange
 from experts.exchange.wire import ExpertBatch, Route
 
@@ -48,8 +47,8 @@ class LinksExchange(SteppedExchange[LinkGroup]):
     def join(cls, order: ExchangeOrder, record: EpochRecord, bell: Doorbell, ring: Ring) -> "LinksExchange":
         """Meet the members of an epoch; blocks until all have come. Raises RankLost."""
         assert order.hub is not None, "a worker whose exchange is links has a hub"
-        group = _meet(order, order.hub, record, frozenset())
-        return cls(order, order.hub, group, LinkControl(bell, ring))
+        group = LinkGroup.meet(order.hub, order.rank, record)
+        return cls(order, order.hub, group, LinkControl(bell))
 
     def open_step(self, wish: StepWish) -> StepHeader:
         header = super().open_step(wish)
@@ -180,7 +179,8 @@ class LinksExchange(SteppedExchange[LinkGroup]):
         setattr(counters, what, getattr(counters, what) + time.monotonic() - began)
 
     def _build(self, record: EpochRecord, beside: bool) -> LinkGroup:
-        return _meet(self._order, self._hub, record, self._group.keys if beside else frozenset())
+        running = self._group.keys if beside else frozenset()
+        return LinkGroup.meet(self._hub, self._order.rank, record, running)
 
     def _own(self, meeting: Meeting) -> LinkGroup:
         assert isinstance(meeting, LinkGroup), "made by `meet`"
@@ -219,13 +219,3 @@ class _Combine:
 
     def wait(self) -> torch.Tensor:
         return self._exchange.sum(self._layer, self._own) if self._source else self._exchange.no_sums
-
-
-def _meet(order: ExchangeOrder, hub: Hub, record: EpochRecord, running: frozenset[Key]) -> LinkGroup:
-    """This rank's end of an epoch's group; blocks until all members have come. Raises RankLost.
-
-    running: processes whose links carry steps meanwhile
-    """
-    members = record.membership
-    circle = hub.circle(members, max(BUILD_DEADLINE, record.connect), record.timeout, running)
-    return LinkGroup(circle, members, members.index(order.rank), record.timeout)

@@ -5,12 +5,13 @@ import time
 
 from experts.dump import StepMoment
 from experts.epoch.agreement import Row
-from experts.epoch.membership import Membership
+from experts.epoch.membership import EpochRecord, Membership
 from experts.errors import RankLost
 from experts.exchange.epoch_group import EpochGroup
 from experts.exchange.links.circle import Circle, Trouble
 from experts.exchange.links.frame import Outcome
-from experts.exchange.links.hub import Key
+from experts.exchange.links.hub import Hub, Key
+from experts.exchange.transport import BUILD_DEADLINE
 
 
 class LinkGroup(EpochGroup):
@@ -23,6 +24,16 @@ class LinkGroup(EpochGroup):
         super().__init__(membership, index)
         self.circle, self.timeout = circle, timeout
         self.doing: tuple[str, int, float] | None = None
+
+    @classmethod
+    def meet(cls, hub: Hub, rank: int, record: EpochRecord, running: frozenset[Key] = frozenset()) -> "LinkGroup":
+        """This rank's end of an epoch; blocks until all members have come. Raises RankLost.
+
+        running: processes whose links carry steps meanwhile
+        """
+        members = record.membership
+        circle = hub.circle(members, max(BUILD_DEADLINE, record.connect), record.timeout, running)
+        return cls(circle, members, members.index(rank), record.timeout)
 
     @property
     def keys(self) -> frozenset[Key]:

@@ -8,16 +8,18 @@ from typing import Any
 import torch
 
 from experts.epoch.membership import HERE, Member, Membership
-from experts.exchange.base import ExchangeOrder
+from experts.exchange.base import ExchangeCounters, ExchangeOrder
 from experts.exchange.block import BlockForm
 from experts.exchange.collective import CollectiveExchange
 from experts.exchange.doorbell import Doorbell
 from experts.exchange.group import build_group, connect_store, open_store
+from experts.exchange.guard import GuardedGroup
 from experts.exchange.links.circle import sizes_of
 from experts.exchange.links.control import LinkControl
 from experts.exchange.links.exchange import LinksExchange
 from experts.exchange.links.group import LinkGroup
 from experts.exchange.links.hub import Hub
+from experts.exchange.transport import Group
 from experts.placement import Placement
 from tests.patience import PATIENCE
 
@@ -35,6 +37,11 @@ def order_of(
 ) -> ExchangeOrder:
     """What an exchange knows of a rank on the CPU of this machine."""
     return ExchangeOrder(rank, HERE, "cpu", placement, form, budget, hub=hub)
+
+
+def guarded(group: Group, members: Membership) -> GuardedGroup:
+    """A group as its exchange has it."""
+    return GuardedGroup(group, members, ExchangeCounters())
 
 
 def hubs_of(members: Membership, placement: Placement, form: BlockForm, budget: int = 1024) -> list[Hub]:
@@ -78,7 +85,7 @@ def run_members(
         client = connect_store(HERE, store.port, PATIENCE)
         joined = build_group(client, members.epoch, index, members.size, "cpu", HERE, timeout, PATIENCE)
         order = order_of(seat.rank, placement, form, budget)
-        return CollectiveExchange(order, joined, members, collective_bytes=1 << 30 if alone else -1)
+        return CollectiveExchange(order, guarded(joined, members), collective_bytes=1 << 30 if alone else -1)
 
     def main(index: int, seat: Member) -> None:
         try:

@@ -20,7 +20,7 @@ from experts.layers import ExpertLayers
 from experts.placement import Placement
 from experts.slots.ffn import swiglu_reference
 from experts.spec import ExpertNames, ExpertsSpec
-from tests.experts.exchange.groups import order_of, random_inputs
+from tests.experts.exchange.groups import guarded, order_of, random_inputs
 from tests.experts.small_experts import all_weights
 from tests.patience import PATIENCE
 
@@ -41,7 +41,7 @@ class Node:
     def __init__(self, store: StoreServer, seat: Member, members: Membership) -> None:
         self._store, self.seat = store, seat
         group = self.build(members)
-        self.exchange = CollectiveExchange(order_of(seat.rank, PLACEMENT, FORM), group, members)
+        self.exchange = CollectiveExchange(order_of(seat.rank, PLACEMENT, FORM), guarded(group, members))
         self.headers: list[StepHeader] = []
         self.error: BaseException | None = None
 

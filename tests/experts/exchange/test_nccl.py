@@ -23,7 +23,7 @@ from experts.exchange.transport import Group
 from experts.exchange.wire import Route
 from experts.placement import Placement
 from experts.slots.ffn import swiglu_reference
-from tests.experts.exchange.groups import membership, order_of, random_inputs
+from tests.experts.exchange.groups import guarded, membership, order_of, random_inputs
 from tests.patience import PATIENCE
 
 HAS_GPU = torch.cuda.is_available() and distributed.is_nccl_available()
@@ -86,7 +86,7 @@ def sums_body(build: Callable[..., Group], pipe: Connection, index: int) -> None
     generator = torch.Generator().manual_seed(9)
     w13 = torch.randn(experts, 2 * width, form.hidden, generator=generator)
     w2 = torch.randn(experts, form.hidden, width, generator=generator)
-    exchange = CollectiveExchange(order_of(index, placement, form), build(0, index, 2, PATIENCE), members)
+    exchange = CollectiveExchange(order_of(index, placement, form), guarded(build(0, index, 2, PATIENCE), members))
     held = torch.from_numpy(placement.local(index)[0].copy())
     worst = 0.0
     for step in range(20):

@@ -19,7 +19,7 @@ from experts.exchange.group import build_group, connect_store, open_store
 from experts.exchange.store import StoreServer
 from experts.exchange.wire import Route
 from experts.placement import Placement
-from tests.experts.exchange.groups import membership, order_of, random_inputs
+from tests.experts.exchange.groups import guarded, membership, order_of, random_inputs
 from tests.patience import PATIENCE
 
 FORM = BlockForm(hidden=8, top_k=2, dtype=torch.float32)
@@ -32,7 +32,7 @@ def make_exchange(port: int, rank: int, timeout: float = 10 * PATIENCE, epoch: i
     group = build_group(
         connect_store("127.0.0.1", port, PATIENCE), epoch, rank, 3, "cpu", "127.0.0.1", timeout, PATIENCE
     )
-    return CollectiveExchange(order_of(rank, Placement.first(1, 4, 2, 2), FORM), group, members)
+    return CollectiveExchange(order_of(rank, Placement.first(1, 4, 2, 2), FORM), guarded(group, members))
 
 
 @pytest.fixture
