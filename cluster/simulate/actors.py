@@ -71,8 +71,9 @@ def _orders(folder: Path, loads: IntArray, policy: str, settings: ActorSettings)
     present = sorted(set(range(settings.ranks)) - settings.shape.dead)
     seats = (*(Member(rank, "expert") for rank in present), Member(settings.ranks, "attention"))
     plan = ServePlan(
-        folder, spec, config, "simulation", torch.float32, "cpu", exchange_for("cpu"), engine, settings.first(layers, experts), seats,
-        most_threads(), Balancing(policy != "none"), settings.min_copies, user_folder(),
+        folder, spec, config, "simulation", torch.float32, "cpu", exchange_for("cpu"), engine,
+        settings.first(layers, experts), seats, most_threads(), Balancing(policy != "none"), settings.min_copies,
+        user_folder(),
     )  # fmt: skip
     return SyntheticOrders(plan, settings.tokens, loads, Pace(settings.token_seconds, settings.floor), settings.speeds)
 
