@@ -49,7 +49,17 @@ class CollectiveExchange(SteppedExchange[GuardedGroup]):
     def join(cls, order: ExchangeOrder, record: EpochRecord, bell: Doorbell, ring: Ring) -> "CollectiveExchange":
         """Meet the members of an epoch and build their group; blocks until all have come. Raises RankLost."""
         group = _meet(order, record, ExchangeCounters(), frozenset())
-        return cls(order, group, GroupControl(bell, ring) if group.links is None else LinkControl(bell))
+        if order.hub is None:
+            return cls(order, group, GroupControl(bell, ring))
+        exchange = cls(order, group, LinkControl(bell))
+        order.hub.on_death(exchange._note_death)
+        return exchange
+
+    def _note_death(self, key: Key) -> None:
+        """A process has died. A collective does not end by itself then, if it is NCCL's."""
+        links = self._group.links
+        if links is not None and key in links.keys:
+            self.control.abort()
 
     def offer_epoch(self, membership: Membership, group: Group | None) -> None:
         """`prepare`, given this rank's end of the next group; None: it is no member."""

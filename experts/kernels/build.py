@@ -18,7 +18,7 @@ from experts import env
 log = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
-_C = ("swiglu.c", "split.c", "loads.c", "links.c", "link_tokens.c")
+_C = ("swiglu.c", "split.c", "loads.c", "links.c", "link_tokens.c", "life.c")
 _HEADERS = ("grouped.h", "lanes.h", "split.h", "links.h")
 SOURCES = tuple(_HERE / name for name in (*_C, *_HEADERS))
 _FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")

@@ -361,6 +361,15 @@ void tokenyard_links_abort(circle *c) {
     tokenyard_links_wake(c);
 }
 
+// The process at the other end has died: what has come from it counts, and nothing more is waited for.
+void tokenyard_links_died(hub *h, peer *p) {
+    pthread_mutex_lock(&h->lock);
+    fill(p);
+    if (!p->error) p->error = EOWNERDEAD;
+    shutdown(p->fd, SHUT_RDWR);  // which ends polls
+    pthread_mutex_unlock(&h->lock);
+}
+
 // Whether a connection can carry frames of an epoch: reads what is left of those before.
 int tokenyard_links_usable(hub *h, peer *p, uint32_t epoch) {
     pthread_mutex_lock(&h->lock);

@@ -22,6 +22,7 @@ _LINKS: dict[str, tuple[Any, Any]] = {  # of links.c and link_tokens.c: what the
     "peer": (_P, [ctypes.c_int, _U, _U, ctypes.c_uint64]),
     "free_peer": (None, [_P]),
     "usable": (ctypes.c_int, [_P, _P, _U]),
+    "died": (None, [_P, _P]),
     "circle": (_P, [_P, _N, _N, _U, _P]),
     "free_circle": (None, [_P]),
     "missing": (_P, [_P]),
@@ -43,12 +44,19 @@ _LINKS: dict[str, tuple[Any, Any]] = {  # of links.c and link_tokens.c: what the
 }
 
 
-class LinkFunctions:
-    """The functions of links, each an attribute by its name."""
+_LIFE: dict[str, tuple[Any, Any]] = {  # of life.c
+    "word": (ctypes.c_int, []),
+    "wait": (ctypes.c_int, [_P, _N, _P, _U]),
+    "wake": (None, [_P]),
+}
 
-    def __init__(self, functions: Any) -> None:
-        for name, (returns, takes) in _LINKS.items():
-            function = getattr(functions, f"tokenyard_links_{name}")
+
+class Functions:
+    """Functions of a library whose names begin alike, each an attribute by the rest of its name."""
+
+    def __init__(self, library: Any, begin: str, table: dict[str, tuple[Any, Any]]) -> None:
+        for name, (returns, takes) in table.items():
+            function = getattr(library, f"{begin}{name}")
             function.restype, function.argtypes = returns, takes
             setattr(self, name, function)
 
@@ -76,7 +84,8 @@ class LoadedKernels:
         self.quotas.argtypes, self.quotas.restype = _QUOTAS, None
         self.count_loads: Any = functions.tokenyard_count_loads
         self.count_loads.argtypes, self.count_loads.restype = _COUNT_LOADS, None
-        self.links = LinkFunctions(functions)
+        self.links = Functions(functions, "tokenyard_links_", _LINKS)
+        self.life = Functions(functions, "tokenyard_life_", _LIFE)
 
 
 @cache

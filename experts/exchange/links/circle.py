@@ -48,6 +48,9 @@ class Peer(Protocol):
     def usable(self, epoch: int) -> bool:
         """Whether it can carry frames of an epoch: reads what is left of those before. Not while a circle waits on it."""
 
+    def died(self) -> None:
+        """The other end's process is dead, though the connection may not have ended yet. Any thread."""
+
     def close(self) -> None:
         """End the connection. No circle that has this link is called from then on."""
 

@@ -1,5 +1,6 @@
 """LinkGroup: the circle of an epoch whose every failure is a RankLost that names rank, step and layer."""
 
+import errno
 import os
 import time
 
@@ -70,7 +71,8 @@ class LinkGroup(EpochGroup):
             case Outcome.LEFT:
                 return self.lost(f"{who} has left the epoch, seen in the {where}")
             case Outcome.DEAD:
-                why = "its connection has ended" if trouble.error < 0 else os.strerror(trouble.error)
+                why = os.strerror(trouble.error) if trouble.error > 0 else "its connection has ended"
+                why = "its process has died" if trouble.error == errno.EOWNERDEAD else why
                 return self.lost(f"lost {who} in the {where}: {why}")
             case Outcome.LATE:
                 return self.lost(f"timed out after {self.timeout:g} s in the {where}, waiting for {who}")

@@ -6,11 +6,12 @@ namespace, else over TCP. A hello goes before anything else. Knows no tokens.
 
 import contextlib
 import logging
+import os
 import select
 import socket
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 
 from experts.background import only_log, watch_thread
@@ -18,11 +19,13 @@ from experts.epoch.membership import Member, Membership
 from experts.errors import RankLost
 from experts.exchange.links.circle import Circle, Lines, Peer, Sizes, Trouble
 from experts.exchange.links.frame import FORMAT, Outcome
+from experts.exchange.links.life import Deaths, life_word
 from experts.exchange.links.native import native_lines
-from experts.hello import HELD_UP, PAUSE, SECONDS, Party, Stranger, answer, call
+from experts.hello import HELD_UP, PAUSE, SECONDS, Party, Stranger, Unfinished, answer, call
 
 log = logging.getLogger(__name__)
 Key = tuple[int, int]  # rank, incarnation
+_WORD = b"w"  # goes with the descriptor of a word
 _HELLOS = 16  # that are answered at a time; more wait to be accepted
 _WAITING = 512  # connections that may
 _SILENT = 30  # s without an answer of the other machine after which a TCP connection is over
@@ -45,6 +48,8 @@ class Hub:
         self._meeting: tuple[int, Circle | None] = (-1, None)  # the newest epoch that members meet for, and its circle
         self._hellos = threading.BoundedSemaphore(_HELLOS)
         self._closing = False
+        self._deaths = Deaths()
+        self._heirs: list[Callable[[Key], object]] = []
         inet = socket.create_server((host, 0), family=_family(host), backlog=_WAITING)
         self.port: int = inet.getsockname()[1]
         near = socket.socket(socket.AF_UNIX)
@@ -84,8 +89,13 @@ class Hub:
                     raise self._not_met(members, trouble, seconds) from None
                 time.sleep(PAUSE / 20)  # its other end makes it anew
 
+    def on_death(self, told: Callable[[Key], object]) -> None:
+        """Have `told` called with who has died, by a thread of the hub. Not every death is seen so: see `life`."""
+        self._heirs.append(told)
+
     def close(self) -> None:
         """Listen no more, and end all links."""
+        self._deaths.close()
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -148,6 +158,7 @@ class Hub:
             left = until - time.monotonic()
             try:
                 connection = self._connected(member, max(min(left, SECONDS), 0.01))
+                peer = self._keep(connection, _key(member))
             except (Stranger, ConnectionRefusedError) as error:
                 raise RankLost(epoch, -1, f"rank {member.rank}: {error}") from None
             except (*HELD_UP, OSError) as error:
@@ -155,13 +166,12 @@ class Hub:
                     raise RankLost(epoch, -1, f"rank {member.rank}: {error}") from None
                 time.sleep(PAUSE)
             else:
-                return self._keep(connection, _key(member))
+                return peer
 
     def _connected(self, member: Member, seconds: float) -> socket.socket:
         """Raises OSError, Stranger."""
-        with contextlib.suppress(
-            ConnectionRefusedError, Stranger
-        ):  # another network namespace, or one with such a name
+        # Refused in another network namespace; a stranger where another program has the name.
+        with contextlib.suppress(ConnectionRefusedError, Stranger):
             return self._greeted(_near(member.node_ip, member.exchange_port), socket.AF_UNIX, member, seconds)
         where = (member.node_ip, member.exchange_port)
         return self._greeted(where, _family(member.node_ip), member, seconds)
@@ -185,6 +195,7 @@ class Hub:
     def _keep(self, connection: socket.socket, key: Key) -> Peer:
         """The newest link to a worker takes the place of an earlier one."""
         connection.settimeout(None)
+        word = _swap_words(connection)
         peer = self._lines.peer(connection, self._own.incarnation, key[1], self._sizes.most_bytes)
         with self._changed:
             ended = [self._links.pop(one) for one in list(self._links) if one[0] == key[0] and one[1] <= key[1]]
@@ -194,7 +205,24 @@ class Hub:
             self._changed.notify_all()
         for link in ended:
             link.close()
+        if word is not None:
+            self._watch(word, peer, key)
         return peer
+
+    def _watch(self, word: int, peer: Peer, key: Key) -> None:
+        """Notice the end of the other process by its word."""
+
+        def died() -> None:
+            peer.died()
+            for told in self._heirs:
+                told(key)
+
+        try:
+            self._deaths.watch(word, died)
+        except (OSError, ValueError) as error:
+            log.warning("rank %d: its death will be seen late: %s", key[0], error)
+        finally:
+            os.close(word)
 
     def _serve(self) -> None:
         poll = select.poll()
@@ -232,6 +260,24 @@ class Hub:
             Outcome.LATE: f"{who} has not come within {seconds:g} s",
         }.get(trouble.outcome, f"{who}: {trouble}")
         return RankLost(members.epoch, -1, f"the group did not come together: {what}")
+
+
+def _swap_words(connection: socket.socket) -> int | None:
+    """Give the other process a word of this one's life, and take its; None on TCP, or where it has none. Raises OSError."""
+    if connection.family != socket.AF_UNIX:
+        return None
+    mine = life_word()
+    connection.settimeout(SECONDS)
+    try:
+        socket.send_fds(connection, [_WORD], [] if mine is None else [mine])
+        said, theirs, _, _ = socket.recv_fds(connection, len(_WORD), 1)
+    finally:
+        connection.settimeout(None)
+        if mine is not None:
+            os.close(mine)
+    if said != _WORD:
+        raise Unfinished("the other end closed the connection after the hello")
+    return theirs[0] if theirs else None
 
 
 def _accepted(listener: socket.socket) -> socket.socket | None:

@@ -78,6 +78,9 @@ class _NativePeer:
         lines = self._lines
         return bool(lines._do.usable(lines._hub, self.address, epoch))
 
+    def died(self) -> None:
+        self._lines._do.died(self._lines._hub, self.address)
+
     def close(self) -> None:
         try:
             self._connection.shutdown(socket.SHUT_RDWR)  # it is closed when nobody has it any more
