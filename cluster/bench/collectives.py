@@ -21,6 +21,7 @@ import torch
 
 from experts.epoch.agreement import StepWish
 from experts.epoch.membership import HERE, EpochRecord, Member, Membership
+from experts.errors import UserError
 from experts.exchange.base import Exchange, ExchangeOrder
 from experts.exchange.block import BlockForm
 from experts.exchange.doorbell import Doorbell
@@ -28,13 +29,13 @@ from experts.exchange.group import open_store
 from experts.exchange.links.circle import Sizes, sizes_of
 from experts.exchange.links.frame import HEAD_BYTES
 from experts.exchange.links.hub import Hub
-from experts.exchange.registry import exchange_kind
+from experts.exchange.registry import exchange_for, exchange_kind
 from experts.exchange.wire import Route
-from experts.kernels.build import library
+from experts.kernels.build import BuildFailed, library
 from experts.placement import Placement
 
 FLOOR = "floor"
-_SOURCE = Path(__file__).parent / "kernels" / "floor.c"
+_SOURCE = Path(__file__).parent / "floor.c"
 _WARM = 20  # layers before the first that counts
 _SLOTS = 64  # experts of a layer
 
@@ -76,7 +77,12 @@ class Case:
 
 
 def measure(case: Case) -> list[dict[str, Any]]:
-    """Per batch and kind: us a layer (p50, p99) and CPU of all processes (us a layer)."""
+    """Per batch and kind: us a layer (p50, p99) and CPU of all processes (us a layer). Raises UserError."""
+    for kind in case.kinds:
+        if kind == FLOOR:
+            _floor()
+        else:
+            exchange_for("cpu", kind)
     spawn = multiprocessing.get_context("spawn")
     store, secret = open_store(HERE), secrets.token_hex(16)
     pipes = [spawn.Pipe() for _ in range(case.experts + 1)]
@@ -211,7 +217,10 @@ def _floor_answer(case: Case, rank: int, links: list[socket.socket], batch: int)
 
 
 def _floor() -> Any:
-    return ctypes.CDLL(str(library("portable", (_SOURCE,))))
+    try:
+        return ctypes.CDLL(str(library("portable", (_SOURCE,))))
+    except BuildFailed as error:
+        raise UserError(str(error), "a C compiler", "--floor") from None
 
 
 def _listener(secret: str) -> socket.socket:

@@ -26,6 +26,7 @@ typedef struct {
     uint32_t flags, reserved;
 } awaited;
 
+static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;  // of those that ask
 static pthread_mutex_t door = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t asked = PTHREAD_COND_INITIALIZER, held = PTHREAD_COND_INITIALIZER;
 static pthread_mutex_t *wanted;  // that the holding thread is to lock
@@ -45,6 +46,7 @@ static void *hold(void *unused) {
 }
 
 static int hold_word(pthread_mutex_t *word) {
+    pthread_mutex_lock(&turn);
     pthread_mutex_lock(&door);
     int failed = 0;
     if (holder != getpid()) {
@@ -59,6 +61,7 @@ static int hold_word(pthread_mutex_t *word) {
         failed = locked;
     }
     pthread_mutex_unlock(&door);
+    pthread_mutex_unlock(&turn);
     return failed;
 }
 

@@ -25,7 +25,6 @@ _MISSING = (
     "doctor",
     "convert a b --quantization int4",
     "bench serve --rate 1",
-    "bench collectives",
     "bench kernels",
 )
 

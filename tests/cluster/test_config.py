@@ -9,7 +9,7 @@ from cluster.config import ServeConfig, flag_name, merge, read_yaml
 from experts.errors import UserError
 
 FLAGS = (
-    "attention-workers expert-workers colocate num-redundant-experts min-copies device dtype max-model-len max-num-seqs "
+    "attention-workers expert-workers colocate num-redundant-experts min-copies device exchange dtype max-model-len max-num-seqs "
     "max-num-batched-tokens kv-cache-memory-bytes max-queue-len served-model-name placement enable-eplb eplb-policy "
     "eplb-policy-timeout eplb-interval record-loads record-interval reasoning-parser chat-template grace-period host grpc-port "
     "http-port allowed-origins strict-fields ray-address"

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from experts.dump import StepMoment
 from experts.worker.worker import Worker
 from router_svc.request import Cancel, EngineRequest
@@ -40,8 +42,14 @@ def standing_before(owner: object, name: str) -> Iterator[threading.Event]:
         go_on.set()
 
 
-def test_the_rank_that_stands_still_is_the_one_waited_for(tmp_path: Path) -> None:
-    with running(checkpoints.make("qwen2_moe", tmp_path), "1+2") as cluster:
+@pytest.mark.parametrize(
+    ("exchange", "stops"), [("links", ("layer", "combine")), ("gloo", ("dispatch", "dispatch"))], ids=["links", "gloo"]
+)
+def test_the_rank_that_stands_still_is_the_one_waited_for(
+    tmp_path: Path, exchange: str, stops: tuple[str, str]
+) -> None:
+    """stops: a method of its exchange, and the phase of who waits for it then."""
+    with running(checkpoints.make("qwen2_moe", tmp_path), "1+2", exchange=exchange) as cluster:
         slow, other, attention = cluster.workers
         assert attention.order.seat.rank == 2
         assert slow.held is not None
@@ -50,12 +58,14 @@ def test_the_rank_that_stands_still_is_the_one_waited_for(tmp_path: Path) -> Non
         wait_until(lambda: moment(attention).phase == "", "idle ranks wait for nobody")
         for owner, method, phase in (
             (slow.held.slots, "forward", "combine"),
-            (slow.joined.exchange, "dispatch", "dispatch"),
+            (slow.joined.exchange, *stops),
         ):
+            name = f"{method} {phase}"
             with standing_before(owner, method) as stands:
-                cluster.engines[0].post(EngineRequest(phase, (5, 6, 7), sampling(900)))
+                cluster.engines[0].post(EngineRequest(name, (5, 6, 7), sampling(900)))
                 assert stands.wait(PATIENCE)
-                wait_until(lambda phase=phase: moment(attention).phase == phase, f"attention waits in its {phase}")  # type: ignore[misc]
+                waits = lambda phase=phase: moment(attention).phase == phase and moment(attention).peers  # noqa: E731
+                wait_until(waits, f"attention waits in its {phase}")
                 found = moment(attention)
                 assert "rank 0 (expert)" in found.peers
                 assert found.epoch == 1
@@ -63,4 +73,4 @@ def test_the_rank_that_stands_still_is_the_one_waited_for(tmp_path: Path) -> Non
                 assert found.layer >= 0
                 assert (moment(slow).step, moment(slow).phase) == (found.step, ""), "it does not stand in the exchange"
                 wait_until(lambda: moment(other).peers == ("rank 2 (attention)",), "rank 1 waits for attention")
-                cluster.engines[0].post(Cancel(phase))
+                cluster.engines[0].post(Cancel(name))

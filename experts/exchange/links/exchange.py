@@ -93,7 +93,7 @@ class LinksExchange(SteppedExchange[LinkGroup]):
             return self.no_sums
         began, group = time.monotonic(), self._group
         slots = self._split_of_all(layer, rows.ids) if self._all else None
-        group.doing = "dispatch and combine", layer, began
+        group.doing = "combine", layer, began  # dispatch waits for nobody
         try:
             sums = group.circle.ask(layer, rows, self._tables, slots)
         except Trouble as trouble:

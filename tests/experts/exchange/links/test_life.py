@@ -100,10 +100,21 @@ def test_many_words_of_several_processes(deaths: Deaths) -> None:
 
 
 def test_the_own_process_lives(deaths: Deaths) -> None:
-    died, word = threading.Event(), life_word()
-    assert word is not None
-    deaths.watch(word, died.set)
-    os.close(word)
+    """Words that many threads ask for at once are all held."""
+    died = threading.Event()
+
+    def ask() -> None:
+        for _ in range(20):
+            word = life_word()
+            assert word is not None
+            deaths.watch(word, died.set)
+            os.close(word)
+
+    asking = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join(PATIENCE)
     assert not died.wait(0.2)
 
 
