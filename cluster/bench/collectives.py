@@ -156,7 +156,8 @@ def _joined(case: Case, rank: int, kind: str, hub: Hub, ports: list[int], store:
             for r, port in enumerate(ports)
         ),
     )
-    order = ExchangeOrder(rank, HERE, "cpu", case.placement, case.form, max(case.batches), hub=hub)
+    own = hub if exchange_kind(kind).links else None
+    order = ExchangeOrder(rank, HERE, "cpu", case.placement, case.form, max(case.batches), hub=own)
     bell = Doorbell()
     return exchange_kind(kind).join(order, EpochRecord(members, HERE, store, 60.0), bell, bell.ring)
 
