@@ -1,4 +1,5 @@
-"""What a layer's dispatch and combine cost, without experts' work: kinds of exchange in turn, in the same processes.
+"""What a layer's dispatch and combine, and a step's header, cost without experts' work: kinds of exchange in turn, in the
+same processes.
 
 The floor is a bare exchange in C of the same bytes between the same processes. One attention rank brings all tokens.
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +37,6 @@ from experts.placement import Placement
 
 FLOOR = "floor"
 _SOURCE = Path(__file__).parent / "floor.c"
-_WARM = 20  # layers before the first that counts
 _SLOTS = 64  # experts of a layer
 
 
@@ -76,8 +76,16 @@ class Case:
                     yield batch, kind
 
 
+class Turn(NamedTuple):
+    """Of one rank, in ns: each layer and each header, none at ranks with experts; CPU time of the layers."""
+
+    layers: list[int]
+    headers: list[int]
+    cpu: int
+
+
 def measure(case: Case) -> list[dict[str, Any]]:
-    """Per batch and kind: us a layer (p50, p99) and CPU of all processes (us a layer). Raises UserError."""
+    """Per batch and kind: us a layer (p50, p99), CPU of all processes (us a layer), and us a header (p50). Raises UserError."""
     for kind in case.kinds:
         if kind == FLOOR:
             _floor()
@@ -109,18 +117,20 @@ def measure(case: Case) -> list[dict[str, Any]]:
     return [_line(case, batch, kind, found) for batch in case.batches for kind in case.kinds]
 
 
-def _line(case: Case, batch: int, kind: str, found: list[list[tuple[list[int], int]]]) -> dict[str, Any]:
+def _line(case: Case, batch: int, kind: str, found: list[list[Turn]]) -> dict[str, Any]:
     turns = [i for i, turn in enumerate(case.turns) if turn == (batch, kind)]
-    took = np.concatenate([found[-1][i][0] for i in turns]) / 1e3
-    cpu = sum(rank[i][1] for rank in found for i in turns) / 1e3 / (len(turns) * case.layers)
+    took = np.concatenate([found[-1][i].layers for i in turns]) / 1e3
+    headers = np.concatenate([found[-1][i].headers for i in turns]) / 1e3
+    cpu = sum(rank[i].cpu for rank in found for i in turns) / 1e3 / (len(turns) * case.layers)
     return {
         "ranks": f"1+{case.experts}", "batch": batch, "kind": kind, "p50": round(float(np.percentile(took, 50)), 1),
         "p99": round(float(np.percentile(took, 99)), 1), "cpu": round(cpu, 1),
+        **({"header": round(float(np.median(headers)), 1)} if len(headers) else {}),
     }  # fmt: skip
 
 
 def _rank(case: Case, rank: int, secret: str, store: int, pipe: Connection) -> None:
-    """A rank's process: every turn's times (empty at ranks with experts) and its CPU time, in ns."""
+    """A rank's process."""
     torch.set_num_threads(1)
     ask = rank == case.experts
     budget = max(case.batches)
@@ -130,7 +140,7 @@ def _rank(case: Case, rank: int, secret: str, store: int, pipe: Connection) -> N
         listener = stack.enter_context(_listener(secret)) if ask else None
         pipe.send(hub.port)
         ports = pipe.recv()
-        turns: dict[str, Callable[[int], list[int]]] = {}
+        turns: dict[str, Callable[[int], Turn]] = {}
         for kind in case.kinds:
             if kind == FLOOR:
                 links = _accepted(listener, case.experts) if listener is not None else [_connected(secret, rank)]
@@ -139,13 +149,8 @@ def _rank(case: Case, rank: int, secret: str, store: int, pipe: Connection) -> N
                 exchange = _joined(case, rank, kind, hub, ports, store)
                 stack.callback(exchange.close)
                 turns[kind] = partial(_exchange, case, exchange, ask)
-        pipe.send([_timed(turns[kind], batch) for batch, kind in case.turns])
+        pipe.send([turns[kind](batch) for batch, kind in case.turns])
         pipe.recv()  # until it is killed
-
-
-def _timed(turn: Callable[[int], list[int]], batch: int) -> tuple[list[int], int]:
-    began = time.process_time_ns()
-    return turn(batch), time.process_time_ns() - began
 
 
 def _joined(case: Case, rank: int, kind: str, hub: Hub, ports: list[int], store: int) -> Exchange:
@@ -170,20 +175,26 @@ def _tokens(case: Case, batch: int) -> tuple[torch.Tensor, Route]:
     return x, Route(ids, torch.rand(batch, case.top_k, generator=generator))
 
 
-def _exchange(case: Case, exchange: Exchange, ask: bool, batch: int) -> list[int]:
-    """One step of so many layers."""
+def _exchange(case: Case, exchange: Exchange, ask: bool, batch: int) -> Turn:
+    """One step of so many layers, then as many steps without any."""
     x, route = _tokens(case, batch if ask else 1)
     if not ask:
         x, route = x[:0], Route(route.ids[:0], route.weights[:0])
     y = torch.zeros((batch, case.hidden))
     sums = [y[:rows] for rows in range(batch + 1)]
     exchange.open_step(StepWish(decode=batch if ask else 0))
-    took = []
+    took, headers = [], []
+    cpu = time.process_time_ns()
     for _ in range(case.layers):
         began = time.perf_counter_ns()
         exchange.layer(0, x, route, lambda _, arrived: sums[arrived.x.shape[0]])
         took.append(time.perf_counter_ns() - began)
-    return took if ask else []
+    cpu = time.process_time_ns() - cpu
+    for _ in range(case.layers):
+        began = time.perf_counter_ns()
+        exchange.open_step(StepWish(prefill=ask))
+        headers.append(time.perf_counter_ns() - began)
+    return Turn(took, headers, cpu) if ask else Turn([], [], cpu)
 
 
 def _bytes(case: Case, batch: int) -> list[tuple[int, int]]:
@@ -194,10 +205,11 @@ def _bytes(case: Case, batch: int) -> list[tuple[int, int]]:
     return [(HEAD_BYTES + n * sizes.row_bytes, n and HEAD_BYTES + n * case.hidden * sizes.element) for n in rows]
 
 
-def _floor_ask(case: Case, rank: int, links: list[socket.socket], batch: int) -> list[int]:
+def _floor_ask(case: Case, rank: int, links: list[socket.socket], batch: int) -> Turn:
     sizes = _bytes(case, batch)
     count, buffers = len(links), [ctypes.create_string_buffer(max(pair)) for pair in sizes]
     took = (ctypes.c_int64 * case.layers)()
+    cpu = time.process_time_ns()
     failed = _floor().tokenyard_floor_ask(
         count, (ctypes.c_int * count)(*(link.fileno() for link in links)),
         (ctypes.c_void_p * count)(*map(ctypes.addressof, buffers)),
@@ -205,16 +217,16 @@ def _floor_ask(case: Case, rank: int, links: list[socket.socket], batch: int) ->
         case.layers, took,
     )  # fmt: skip
     assert not failed, "a rank of the floor is gone"
-    return list(took)
+    return Turn(list(took), [], time.process_time_ns() - cpu)
 
 
-def _floor_answer(case: Case, rank: int, links: list[socket.socket], batch: int) -> list[int]:
+def _floor_answer(case: Case, rank: int, links: list[socket.socket], batch: int) -> Turn:
     come, back = _bytes(case, batch)[rank]
-    buffer = ctypes.create_string_buffer(max(come, back))
+    buffer, cpu = ctypes.create_string_buffer(max(come, back)), time.process_time_ns()
     size = ctypes.c_int64
     failed = _floor().tokenyard_floor_answer(links[0].fileno(), buffer, size(back), size(come), case.layers)
     assert not failed, "the attention rank of the floor is gone"
-    return []
+    return Turn([], [], time.process_time_ns() - cpu)
 
 
 def _floor() -> Any:

@@ -17,6 +17,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#define ROW_BYTES (LINKS_ROW * sizeof(int64_t))
+#define MOST_MEMBERS (1 << 16)
+
 _Static_assert(sizeof(frame) == 64, "a head has 64 bytes");
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "frames are written as they lie in memory, little-endian"
@@ -160,7 +163,7 @@ static int wellformed(const peer *p) {
     const frame *h = &p->head;
     if (h->magic != LINKS_MAGIC || h->sequence != p->received || h->incarnation != p->theirs) return 0;
     if (h->kind < MEET || h->kind > LEAVE || h->flags || h->unused[0] || h->unused[1]) return 0;
-    if (h->kind == HEADER) return h->bytes == LINKS_ROW * sizeof(int64_t);
+    if (h->kind == HEADER) return h->bytes == h->rows * ROW_BYTES && h->rows > 0 && h->rows <= MOST_MEMBERS;
     if (h->kind == IDS || h->kind == ROWS || h->kind == SUMS) return h->bytes <= p->most;
     return h->bytes == 0;
 }
@@ -293,24 +296,44 @@ int tokenyard_links_meet(circle *c, const uint8_t *whom, const uint8_t *say, int
     return links_leave(c, outcome);
 }
 
-// rows: [size, LINKS_ROW] what the members bring to a header, of which this one has its own.
-int tokenyard_links_header(circle *c, int64_t *rows, uint64_t step, int64_t until, finding *f) {
+static int send_header(circle *c, int member, const moment *at, const int64_t *rows, size_t bytes) {
+    uint8_t *body = links_frame(c, member, at, bytes / ROW_BYTES, bytes);
+    if (!body) return NO_MEMORY;
+    memcpy(body, rows, bytes);
+    links_flush(c->peer[member]);
+    return DONE;
+}
+
+static int take_header(circle *c, int member, const moment *at, int64_t *rows, size_t bytes, finding *f) {
+    peer *p = c->peer[member];
+    if (!links_fits(p, at) || p->head.bytes != bytes) return links_fail(f, ASTRAY, member, 0, &p->head);
+    memcpy(rows, p->body, bytes);
+    links_drop(p);
+    return DONE;
+}
+
+// rows: [size, LINKS_ROW] what the members bring to a header, of which this one has its own. leader: through whom they go
+// to all, which takes 2 (size - 1) frames; -1: each to each, which takes size (size - 1) and wakes those that sleep.
+int tokenyard_links_header(circle *c, int64_t *rows, uint64_t step, int32_t leader, int64_t until, finding *f) {
     moment at = {.kind = HEADER, .step = step, .until = until};
+    int64_t *mine = rows + (size_t)c->me * LINKS_ROW;
     uint8_t from[c->size];
-    int outcome = links_enter(c);
+    memset(from, 0, c->size);
+    int outcome = links_enter(c), leads = leader < 0 || leader == c->me;
     for (int m = 0; m < c->size && !outcome; m++) {
-        from[m] = m != c->me;
-        if (!from[m]) continue;
-        uint8_t *body = links_frame(c, m, &at, 1, LINKS_ROW * sizeof(int64_t));
-        if (!body) outcome = NO_MEMORY;
-        else memcpy(body, rows + (size_t)c->me * LINKS_ROW, LINKS_ROW * sizeof(int64_t));
+        if (m == c->me) continue;
+        from[m] = leads || m == leader;
+        if (leader < 0 || m == leader) outcome = send_header(c, m, &at, mine, ROW_BYTES);
     }
     if (!outcome) outcome = links_run(c, from, &at, f);
-    for (int m = 0; m < c->size && !outcome; m++) {
-        if (!from[m]) continue;
-        if (!links_fits(c->peer[m], &at)) outcome = links_fail(f, ASTRAY, m, 0, &c->peer[m]->head);
-        memcpy(rows + (size_t)m * LINKS_ROW, c->peer[m]->body, LINKS_ROW * sizeof(int64_t));
-        links_drop(c->peer[m]);
+    for (int m = 0; m < c->size && !outcome; m++)
+        if (from[m] && leads) outcome = take_header(c, m, &at, rows + (size_t)m * LINKS_ROW, ROW_BYTES, f);
+    if (!leads && !outcome) outcome = take_header(c, leader, &at, rows, c->size * ROW_BYTES, f);
+    if (leader == c->me) {
+        for (int m = 0; m < c->size && !outcome; m++)
+            if (m != c->me) outcome = send_header(c, m, &at, rows, c->size * ROW_BYTES);
+        memset(from, 0, c->size);
+        if (!outcome) outcome = links_run(c, from, &at, f);
     }
     return links_leave(c, outcome);
 }

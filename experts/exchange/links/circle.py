@@ -100,8 +100,12 @@ class Circle(ABC):
         """
 
     @abstractmethod
-    def header(self, row: Row) -> list[Row]:
-        """Everyone's row, in the order of the members. Raises Trouble."""
+    def header(self, row: Row, leader: int | None) -> list[Row]:
+        """Everyone's row, in the order of the members. Raises Trouble.
+
+        leader: through whom rows go to all, for members that all come by themselves; None: each to each, which wakes those
+        that are in `idle`
+        """
 
     @abstractmethod
     def idle(self, until: int | None) -> bool:

@@ -127,11 +127,15 @@ class _NativeCircle(Circle):
         flags = [(c_uint8 * self._size)(*(m in members for m in range(self._size))) for members in (whom, say)]
         self._check(self._do.meet(self._circle, *flags, until, self._at_finding))
 
-    def header(self, row: Row) -> list[Row]:
+    def header(self, row: Row, leader: int | None) -> list[Row]:
         own = self._me * _ROW
         self._rows[own : own + _ROW] = list(row)
         until = time.monotonic_ns() + self._patience
-        self._check(self._do.header(self._circle, self._rows, row.step, until, self._at_finding))
+        self._check(
+            self._do.header(
+                self._circle, self._rows, row.step, -1 if leader is None else leader, until, self._at_finding
+            )
+        )
         numbers = self._rows[:]
         return [Row(*numbers[at : at + _ROW]) for at in range(0, len(numbers), _ROW)]
 

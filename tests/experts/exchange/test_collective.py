@@ -28,6 +28,7 @@ TOPOLOGIES = {
     "1+3": (1, 3, False),
     "both2": (2, 0, True),
     "both3": (3, 0, True),
+    "2+4": (2, 4, False),  # headers go through a leader from the second step on
 }
 
 
