@@ -39,7 +39,7 @@ class GuardedGroup(EpochGroup):
 
     def moment(self, layer: int) -> StepMoment:
         wait = self._wait
-        if self.links is not None and self.links.doing is not None:
+        if self.links is not None and self.links.waits:
             return self.links.moment(layer)
         if wait is None:
             return StepMoment(self.epoch, self.step, layer)

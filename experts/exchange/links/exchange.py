@@ -13,7 +13,7 @@ from experts.epoch.membership import EpochRecord
 from experts.exchange.base import Compute, DispatchHandle, ExchangeCounters, ExchangeOrder, Meeting
 from experts.exchange.control import Ring
 from experts.exchange.doorbell import Doorbell
-from experts.exchange.links.circle import Rows, Trouble
+from experts.exchange.links.circle import Rows
 from experts.exchange.links.control import LinkControl
 from experts.exchange.links.group import LinkGroup
 from experts.exchange.links.hub import Hub
@@ -37,6 +37,7 @@ class LinksExchange(SteppedExchange[LinkGroup]):
         self._hub, self._together = hub, together
         self._all = False  # sources split together, after their ids have travelled
         self.holds = False  # experts
+        self._counted = group, 0  # bytes of a group's circle
         no_x = torch.empty((0, order.form.hidden), dtype=order.form.dtype)
         no_slots = torch.empty((0, order.form.top_k), dtype=torch.int32)
         self.no_sums = torch.empty((0, order.form.hidden), dtype=torch.float32)
@@ -59,6 +60,7 @@ class LinksExchange(SteppedExchange[LinkGroup]):
         turn = None if few and len(self._group.sources) > 1 else 0 if together else self.member
         self._all = turn is not None and together and sum(1 for count in header.tokens if count) > 1
         self.holds = self.member in self._group.holders
+        self._count_bytes()
         self._group.circle.step(header.step, header.version, header.tokens, turn)
         return header
 
@@ -67,24 +69,19 @@ class LinksExchange(SteppedExchange[LinkGroup]):
         rows = self._rows(layer, x, route)
         if rows is not None:
             slots = self._split_of_all(layer, rows.ids) if self._all else None
-            group.doing = "dispatch", layer, began
-            try:
-                group.circle.dispatch(layer, rows, self._tables, slots)
-            except Trouble as trouble:
-                raise group.broken(trouble) from None
-            finally:
-                group.doing = None
+            group.call("dispatch", layer, group.circle.dispatch, layer, rows, self._tables, slots)
         self.counters.layers += 1
-        self._count(began, "dispatch_seconds")
+        self.counters.dispatch_seconds += time.monotonic() - began
         return _Dispatch(self, layer, rows)
 
     def layer(self, layer: int, x: torch.Tensor, route: Route, compute: Compute) -> torch.Tensor:
         if not self.holds:
             return self._ask_experts(layer, x, route)
-        if not self._header.tokens[self.member]:
-            self._serve(layer, compute)
-            return self.no_sums
-        return super().layer(layer, x, route, compute)
+        if self._header.tokens[self.member]:
+            return super().layer(layer, x, route, compute)
+        self.give_back(layer, compute(layer, self.collect(layer, None)))
+        self.counters.layers += 1
+        return self.no_sums
 
     def _ask_experts(self, layer: int, x: torch.Tensor, route: Route) -> torch.Tensor:
         """A layer of a rank without experts."""
@@ -93,67 +90,42 @@ class LinksExchange(SteppedExchange[LinkGroup]):
             return self.no_sums
         began, group = time.monotonic(), self._group
         slots = self._split_of_all(layer, rows.ids) if self._all else None
-        group.doing = "combine", layer, began  # dispatch waits for nobody
-        try:
-            sums = group.circle.ask(layer, rows, self._tables, slots)
-        except Trouble as trouble:
-            raise group.broken(trouble) from None
-        finally:
-            group.doing = None
+        # It waits in the combine alone: what is sent waits for nobody, unless it fills the connection.
+        sums = group.call("combine", layer, group.circle.ask, layer, rows, self._tables, slots)
         self.counters.layers += 1
-        self._count(began, "combine_seconds")
+        self.counters.combine_seconds += time.monotonic() - began
         return sums
-
-    def _serve(self, layer: int, compute: Compute) -> None:
-        """A layer of a rank with experts that brings no tokens."""
-        y = compute(layer, self.collect(layer, None))
-        self.give_back(layer, y)
-        self.counters.layers += 1
 
     def collect(self, layer: int, own: Rows | None) -> ExpertBatch:
         """What arrived here. Raises RankLost."""
         began, group, self._layer = time.monotonic(), self._group, layer
-        group.doing = "dispatch", layer, began
-        try:
-            return group.circle.collect(layer, own)
-        except Trouble as trouble:
-            raise group.broken(trouble) from None
-        finally:
-            group.doing = None
-            self._count(began, "dispatch_seconds")
+        batch = group.call("dispatch", layer, group.circle.collect, layer, own)
+        self.counters.dispatch_seconds += time.monotonic() - began
+        return batch
 
     def give_back(self, layer: int, y: torch.Tensor) -> None:
-        """Send sums to where their rows came from. Raises RankLost."""
+        """Send sums [N, H] float32 to where their rows came from. Raises RankLost."""
         began, group = time.monotonic(), self._group
-        group.doing = "combine", layer, began
-        try:
-            group.circle.give_back(layer, y.contiguous())
-        except Trouble as trouble:
-            raise group.broken(trouble) from None
-        finally:
-            group.doing = None
-            self._count(began, "combine_seconds")
+        assert y.dtype is torch.float32, y.dtype
+        group.call("combine", layer, group.circle.give_back, layer, y.contiguous())
+        self.counters.combine_seconds += time.monotonic() - began
 
     def sum(self, layer: int, own: torch.Tensor | None) -> torch.Tensor:
         """See Circle.sum. Raises RankLost."""
         began, group = time.monotonic(), self._group
-        group.doing = "combine", layer, began
-        try:
-            return group.circle.sum(layer, own)
-        except Trouble as trouble:
-            raise group.broken(trouble) from None
-        finally:
-            group.doing = None
-            self._count(began, "combine_seconds")
+        sums = group.call("combine", layer, group.circle.sum, layer, own)
+        self.counters.combine_seconds += time.monotonic() - began
+        return sums
 
     def _rows(self, layer: int, x: torch.Tensor, route: Route) -> Rows | None:
         """This rank's tokens; None where the header gave it none."""
         self._layer = layer
-        most = self._header.tokens[self.member]
+        most, ids, weights = self._header.tokens[self.member], route.ids, route.weights
         assert x.shape[0] <= most, f"{x.shape[0]} tokens, granted {most}"
+        assert x.dtype is self._order.form.dtype, f"{x.dtype}, expected {self._order.form.dtype}"
+        assert weights.dtype is torch.float32, weights.dtype
         if not most:
             return None
-        ids, weights = route.ids, route.weights
         if ids.dtype is not torch.int32:
             ids = ids.to(torch.int32)
         return Rows(x.contiguous(), ids.contiguous(), weights.contiguous())
@@ -163,20 +135,17 @@ class LinksExchange(SteppedExchange[LinkGroup]):
         if not self._tables.replicates(layer):
             return None  # there is one way
         group = self._group
-        group.doing = "ids", layer, time.monotonic()
-        try:
-            everyone = group.circle.ids(layer, ids.to(torch.int16))
-        except Trouble as trouble:
-            raise group.broken(trouble) from None
-        finally:
-            group.doing = None
+        everyone = group.call("ids", layer, group.circle.ids, layer, ids.to(torch.int16))
         self.counters.collectives += 1
         routing, _ = self._tables.route_all(layer, everyone, self.member)
         return torch.from_numpy(routing.slots)
 
-    def _count(self, began: float, what: str) -> None:
-        counters = self.counters
-        setattr(counters, what, getattr(counters, what) + time.monotonic() - began)
+    def _count_bytes(self) -> None:
+        """Of the step before; each epoch's circle begins at 0."""
+        group, before = self._counted
+        sent = self._group.circle.bytes_sent
+        self.counters.bytes_sent += sent - (before if group is self._group else 0)
+        self._counted = self._group, sent
 
     def _build(self, record: EpochRecord, beside: bool) -> LinkGroup:
         running = self._group.keys if beside else frozenset()

@@ -3,6 +3,8 @@
 import errno
 import os
 import time
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from experts.dump import StepMoment
 from experts.epoch.agreement import Row
@@ -14,14 +16,14 @@ from experts.exchange.links.frame import Outcome
 from experts.exchange.links.hub import Hub, Key
 from experts.exchange.transport import BUILD_DEADLINE
 
+P = ParamSpec("P")
+T = TypeVar("T")
 # Members up to which each sends its row to each: one way instead of two, at the price of more frames.
 _DIRECT = 4
 
 
 class LinkGroup(EpochGroup):
-    """circle: whose calls are the step thread's
-    doing: phase, layer (-1 = none) and beginning of what the step thread does, for dumps and errors; set around calls
-    """
+    """circle: whose calls are the step thread's, through `call`."""
 
     def __init__(self, circle: Circle, membership: Membership, index: int, timeout: float) -> None:
         """timeout: s, of every wait."""
@@ -29,7 +31,7 @@ class LinkGroup(EpochGroup):
         self.circle, self.timeout = circle, timeout
         self._awake = False  # all open the next step by themselves, since the last one ran tokens
         self._leader = self.sources[0] if self.size > _DIRECT and self.sources else None
-        self.doing: tuple[str, int, float] | None = None
+        self._doing: tuple[str, int, float] | None = None
 
     @classmethod
     def meet(cls, hub: Hub, rank: int, record: EpochRecord, running: frozenset[Key] = frozenset()) -> "LinkGroup":
@@ -46,19 +48,28 @@ class LinkGroup(EpochGroup):
         """The members' processes."""
         return frozenset((member.rank, member.incarnation) for member in self.membership.members)
 
-    def gather(self, row: Row) -> list[Row]:
-        self.doing = "header", -1, time.monotonic()
+    def call(self, phase: str, layer: int, what: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+        """What a call of the circle returns. A dump names `phase` and `layer` (-1 = none) meanwhile. Raises RankLost."""
+        self._doing = phase, layer, time.monotonic()
         try:
-            rows = self.circle.header(row, self._leader if self._awake else None)
+            return what(*args, **named)
         except Trouble as trouble:
-            raise self.broken(trouble) from None
+            raise self._broken(trouble) from None
         finally:
-            self.doing = None
+            self._doing = None
+
+    def gather(self, row: Row) -> list[Row]:
+        rows = self.call("header", -1, self.circle.header, row, self._leader if self._awake else None)
         self._awake = any(row.decode or row.prefill for row in rows)
         return rows
 
+    @property
+    def waits(self) -> bool:
+        """Whether the step thread is in a call of the circle. Any thread."""
+        return self._doing is not None
+
     def moment(self, layer: int) -> StepMoment:
-        doing = self.doing
+        doing = self._doing
         if doing is None:
             return StepMoment(self.epoch, self.step, layer)
         peers = tuple(map(self.name, self.circle.missing()))
@@ -67,9 +78,9 @@ class LinkGroup(EpochGroup):
     def close(self) -> None:
         self.circle.abort()
 
-    def broken(self, trouble: Trouble) -> RankLost:
+    def _broken(self, trouble: Trouble) -> RankLost:
         """What is raised where a call did not end well."""
-        phase, layer, _ = self.doing or ("step", -1, 0.0)
+        phase, layer, _ = self._doing or ("step", -1, 0.0)
         where = phase if layer < 0 else f"{phase} of layer {layer}"
         who = self.name(trouble.member) if trouble.member >= 0 else "a member"
         match trouble.outcome:
