@@ -18,13 +18,17 @@ class UserError(Exception):
 
 
 class RankLost(Exception):
-    """An exchange with other ranks broke: a member died, hung past the deadline, or left the epoch."""
+    """An exchange with other ranks broke: a member died, hung past the deadline, or left the epoch.
 
-    def __init__(self, epoch: int, step: int, detail: str) -> None:
+    died: rank and incarnation of a member whose process is known to be dead
+    """
+
+    def __init__(self, epoch: int, step: int, detail: str, died: tuple[int, int] | None = None) -> None:
         super().__init__(f"epoch {epoch}, step {step}: {detail}")
+        self.died = died
         self.epoch = epoch
         self.step = step
         self.detail = detail
 
-    def __reduce__(self) -> tuple[type["RankLost"], tuple[int, int, str]]:
-        return (type(self), (self.epoch, self.step, self.detail))
+    def __reduce__(self) -> tuple[type["RankLost"], tuple[int, int, str, tuple[int, int] | None]]:
+        return (type(self), (self.epoch, self.step, self.detail, self.died))

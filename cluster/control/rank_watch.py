@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from cluster.control.leases import Leases
 from cluster.control.processes import end_process_of
@@ -14,6 +15,7 @@ from experts.background import watch_task
 from experts.worker.deadlines import DEADLINES
 from experts.worker.remote import Gone
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 _HOUR = 3600.0
 _MOST_BREAKS = 5  # of the group in an hour, without a death
@@ -75,12 +77,17 @@ class RankWatch:
     async def _watch_epoch(self, seat: Seat) -> None:
         """Wait until the epoch breaks for a rank. Its death, and that of the rank that broke it, is others' business."""
         try:
-            reason = await self._patiently(seat, seat.port.broken)
+            broke = await self._patiently(seat, seat.port.broken)
         except Gone:
             return
-        await self._ended(seat, reason)
+        for other in list(self._roster.seats):
+            if broke.died == (other.rank, other.member.incarnation):
+                end_process_of(other)  # it is dying, and Ray says so when its memory is freed
+                await self._lost(other)
+                return
+        await self._ended(seat, broke.reason)
 
-    async def _patiently(self, seat: Seat, ask: Callable[[], Awaitable[str]]) -> str:
+    async def _patiently(self, seat: Seat, ask: Callable[[], Awaitable[T]]) -> T:
         """What a rank says in the end. Raises Gone."""
         while True:
             try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from experts.dump import ProcessDump, dump_here
 from experts.epoch.membership import EpochRecord
+from experts.errors import RankLost
 from experts.exchange.doorbell import Moment
 from experts.exchange.split import SplitPolicy
 from experts.placement import Placement
@@ -39,6 +40,14 @@ class Loaded:
     read: int
 
 
+@dataclass(frozen=True, slots=True)
+class Broke:
+    """What a rank knows of why its epoch broke. died: rank and incarnation of a process that is dead."""
+
+    reason: str
+    died: tuple[int, int] | None = None
+
+
 class WorkerHost:
     """Made inside an event loop. Every `async def` is a verb."""
 
@@ -49,7 +58,7 @@ class WorkerHost:
         self._peers: list[WorkerHost] = []
         self._read = (0, 0)
         self._ended: asyncio.Future[str] = self._loop.create_future()
-        self._broken: asyncio.Future[str] = self._loop.create_future()
+        self._broken: asyncio.Future[Broke] = self._loop.create_future()
         self._unnamed: asyncio.TimerHandle | None = None  # what happens where nobody says what follows
         self._led = False  # the supervisor has said that something follows
         self._news = asyncio.Event()
@@ -91,8 +100,8 @@ class WorkerHost:
         """Forget an epoch that was given up; the epoch that this rank is in. Raises RankLost."""
         return await asyncio.to_thread(in_own_thread, lambda: self.worker.drop_epoch(epoch))
 
-    async def broken(self) -> str:
-        """Waits until the epoch breaks, why; its step thread waits then for `recover` or `leave`."""
+    async def broken(self) -> Broke:
+        """Waits until the epoch breaks; its step thread waits then for `recover` or `leave`."""
         return await asyncio.shield(self._broken)
 
     async def suspend(self, given_up: int) -> Standing:
@@ -214,14 +223,14 @@ class WorkerHost:
         if reason:
             self._loop.call_soon_threadsafe(self._await_name, reason)
 
-    def _break(self, reason: str) -> None:
+    def _break(self, lost: RankLost) -> None:
         """The epoch broke; from the step thread, which waits from now on."""
-        self._loop.call_soon_threadsafe(self._tell_break, reason)
+        self._loop.call_soon_threadsafe(self._tell_break, lost)
 
-    def _tell_break(self, reason: str) -> None:
+    def _tell_break(self, lost: RankLost) -> None:
         if not self._broken.done():
-            self._broken.set_result(reason)
-        self._await_name(reason)
+            self._broken.set_result(Broke(str(lost), lost.died))
+        self._await_name(str(lost))
 
     def _await_name(self, reason: str) -> None:
         """The supervisor knows who died and says what follows; if it does not, say what was seen."""

@@ -3,6 +3,8 @@
 import threading
 from collections.abc import Callable
 
+from experts.errors import RankLost
+
 _TURN = 0.05  # s between two calls of what goes on meanwhile
 
 
@@ -13,20 +15,20 @@ def _nothing() -> None:
 class Pause:
     """Thread-safe; one step thread holds here, any other releases it."""
 
-    def __init__(self, broke: Callable[[str], object]) -> None:
-        """broke: called by the step thread, with the reason, whenever it begins to wait."""
+    def __init__(self, broke: Callable[[RankLost], object]) -> None:
+        """broke: called by the step thread, with what broke the epoch, whenever it begins to wait."""
         self._broke = broke
         self._changed = threading.Condition()
         self._held = False
         self._over = False
 
-    def hold(self, reason: str, beside: Callable[[], object] = _nothing) -> bool:
+    def hold(self, lost: RankLost, beside: Callable[[], object] = _nothing) -> bool:
         """Wait, as the step thread, for `release` (then True) or `end` (False). beside: called every 50 ms meanwhile."""
         with self._changed:
             self._held = not self._over
             self._changed.notify_all()
         if self._held:
-            self._broke(reason)
+            self._broke(lost)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._over or not self._held, _TURN)

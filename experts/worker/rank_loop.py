@@ -47,7 +47,7 @@ class ExpertRankLoop:
                 stop = self._step()
         except RankLost as lost:
             self._exchange.close()
-            if self._pause is None or not self._pause.hold(str(lost)):
+            if self._pause is None or not self._pause.hold(lost):
                 self.lost = str(lost)
                 return True
             self._next, self._busy = (self._exchange.epoch, 0), True  # all come to the first step by themselves

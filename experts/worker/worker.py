@@ -182,7 +182,7 @@ class Worker:
         self.on_steps: Callable[[], object] = lambda: None  # called by the step thread when `has_steps` becomes true
         self.joined: Joined | None = None  # before it is in an epoch
         self._crew = Crew(order.threads)
-        self._pause = Pause(lambda reason: None)
+        self._pause = Pause(lambda lost: None)
         self._entering = threading.Lock()  # held while an epoch is entered after a loss, or given up
         self._given_up = 0
         self._thread: threading.Thread | None = None
@@ -208,13 +208,17 @@ class Worker:
         return self.held.server.port if self.held is not None else 0
 
     def join(
-        self, record: EpochRecord, ring: Ring, ended: Callable[[str], None], broke: Callable[[str], None] | None = None
+        self,
+        record: EpochRecord,
+        ring: Ring,
+        ended: Callable[[str], None],
+        broke: Callable[[RankLost], None] | None = None,
     ) -> None:
         """Take the seat in an epoch and run its steps; blocks until all members have come. Raises RankLost.
 
         ring: asks every rank of the group, this one included, for a step; never blocks
         ended: gets, from the step thread, why the steps ended, empty when they were asked to
-        broke: gets, from it, why they broke; it waits then until `recover` or `leave`. None: they end
+        broke: gets, from it, what broke them; it waits then until `recover` or `leave`. None: they end
         """
         self._check(record)
         if broke is not None:

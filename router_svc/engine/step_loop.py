@@ -129,7 +129,7 @@ class Engine:
                 stop = self._step()
             except RankLost as lost:
                 self._exchange.close()
-                if self._pause is None or not self._pause.hold(str(lost), self._meanwhile):
+                if self._pause is None or not self._pause.hold(lost, self._meanwhile):
                     self.lost = str(lost)
                     return
                 self._next, self._busy = (self._exchange.epoch, 0), True  # all come to the first step by themselves

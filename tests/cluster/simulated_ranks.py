@@ -21,7 +21,7 @@ from experts.exchange.split import SplitPolicy
 from experts.placement import Placement
 from experts.slots.migrate import Move, Staged
 from experts.worker import remote
-from experts.worker.host import Loaded, WorkerHost
+from experts.worker.host import Broke, Loaded, WorkerHost
 from experts.worker.worker import Standing, WorkerOrder
 
 
@@ -199,8 +199,8 @@ class SimulatedRank:
     async def ended(self) -> str:
         return str(await asyncio.Event().wait())
 
-    async def broken(self) -> str:
-        return str(await asyncio.shield(self._broken))
+    async def broken(self) -> Broke:
+        return Broke(str(await asyncio.shield(self._broken)))
 
     async def leave(self, reason: str) -> None:
         self._close()

@@ -90,8 +90,12 @@ class LinkGroup(EpochGroup):
                 return self.lost(f"{who} has left the epoch, seen in the {where}")
             case Outcome.DEAD:
                 why = os.strerror(trouble.error) if trouble.error > 0 else "its connection has ended"
-                why = "its process has died" if trouble.error == errno.EOWNERDEAD else why
-                return self.lost(f"lost {who} in the {where}: {why}")
+                died = trouble.error == errno.EOWNERDEAD
+                member = self.membership.members[trouble.member]
+                return RankLost(
+                    self.epoch, self.step, f"lost {who} in the {where}: {'its process has died' if died else why}",
+                    (member.rank, member.incarnation) if died else None,
+                )  # fmt: skip
             case Outcome.LATE:
                 return self.lost(f"timed out after {self.timeout:g} s in the {where}, waiting for {who}")
             case Outcome.NO_MEMORY:

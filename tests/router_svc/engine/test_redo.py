@@ -45,7 +45,7 @@ class AtOnce(Pause):
     harness: Harness
     held = 0
 
-    def hold(self, reason: str, beside: Callable[[], object] = lambda: None) -> bool:
+    def hold(self, lost: RankLost, beside: Callable[[], object] = lambda: None) -> bool:
         beside()
         self.held += 1
         self.harness.experts.abandon_step()
