@@ -40,7 +40,7 @@ void tokenyard_links_free_hub(hub *h) {
 peer *tokenyard_links_peer(int fd, uint32_t incarnation, uint32_t theirs, uint64_t most) {
     peer *p = calloc(1, sizeof(peer));
     if (p) p->fd = fd, p->incarnation = incarnation, p->theirs = theirs, p->most = most;
-    for (int i = 0; p && i < 2; i++) p->over[i] = p->left[i] = -1;
+    for (int i = 0; p && i < LINKS_NOTED; i++) p->over[i] = p->left[i] = -1;
     return p;
 }
 
@@ -142,12 +142,16 @@ int links_flush(peer *p) {
     return 1;
 }
 
-static void note(int64_t newest[2], int64_t epoch) {
-    if (epoch > newest[0]) newest[1] = newest[0], newest[0] = epoch;
-    else if (epoch < newest[0] && epoch > newest[1]) newest[1] = epoch;
+static void note(int64_t last[LINKS_NOTED], int64_t epoch) {
+    memmove(last + 1, last, (LINKS_NOTED - 1) * sizeof(*last));
+    last[0] = epoch;
 }
 
-static int noted(const int64_t newest[2], int64_t epoch) { return newest[0] == epoch || newest[1] == epoch; }
+static int noted(const int64_t last[LINKS_NOTED], int64_t epoch) {
+    int found = 0;
+    for (int i = 0; i < LINKS_NOTED; i++) found |= last[i] == epoch;
+    return found;
+}
 
 // A control frame is noted and forgotten, any other is ready to be taken.
 static void arrived(peer *p) {

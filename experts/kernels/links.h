@@ -10,6 +10,7 @@
 
 #define LINKS_MAGIC 0x314b4c54u  // "TLK1" in little-endian order
 #define LINKS_ROW 7              // int64 numbers of a header's row
+#define LINKS_NOTED 8            // epochs whose ends are remembered
 
 enum kind { MEET = 1, HEADER = 2, IDS = 3, ROWS = 4, SUMS = 5, ABORT = 6, LEAVE = 7 };
 
@@ -53,7 +54,9 @@ typedef struct {
     uint8_t *body;
     size_t body_room;
     int ready;            // a whole frame that nobody took
-    int64_t over[2], left[2];  // the newest epochs that the other end broke, and that it left, -1 = none
+    // The last epochs that the other end broke, and that it left, in the order in which it said so, -1 = none. Those that it
+    // prepared and gave up are left before the one under way.
+    int64_t over[LINKS_NOTED], left[LINKS_NOTED];
 } peer;
 
 typedef struct {
