@@ -90,7 +90,7 @@ int links_fail(finding *f, int outcome, int member, int error, const frame *foun
 
 int links_enter(circle *c) {
     pthread_mutex_lock(&c->hub->lock);
-    c->busy = 1;
+    c->busy = c->used = 1;
     return c->over ? OVER : DONE;
 }
 
@@ -369,7 +369,8 @@ int tokenyard_links_idle(circle *c, int64_t until) {
 
 // This end is out of the epoch: its calls end, and begin no more. After calls that all ended well its peers are said that
 // nothing more comes from here; else that the epoch is broken, which ends their calls, too. A connection in the middle of a
-// frame of this epoch is ended; the next epoch makes it anew.
+// frame of this epoch is ended, and so is one that is too full for this word, behind all that it has; the next epoch makes
+// it anew. What a circle that was never used says may wait for those that use the connection.
 void tokenyard_links_abort(circle *c) {
     moment at = {0};
     pthread_mutex_lock(&c->hub->lock);
@@ -380,8 +381,8 @@ void tokenyard_links_abort(circle *c) {
         peer *p = c->peer[m];
         if (!p || p->error) continue;
         int whole = p->out_at == p->out_end;
-        if ((whole || !c->busy) && links_frame(c, m, &at, 0, 0) && (links_flush(p) || !c->busy)) continue;
-        shutdown(p->fd, SHUT_RDWR);
+        if ((whole || !c->busy) && links_frame(c, m, &at, 0, 0) && (links_flush(p) || !c->used)) continue;
+        shutdown(p->fd, c->busy ? SHUT_RDWR : SHUT_WR);
         if (!p->error) p->error = ECONNABORTED;
     }
     pthread_mutex_unlock(&c->hub->lock);

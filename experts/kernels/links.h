@@ -70,7 +70,7 @@ typedef struct {
     uint32_t epoch;
     int32_t wake;           // an eventfd that ends polls
     volatile int32_t over;  // this end is out of the epoch
-    int32_t busy;           // a call is under way, or one has failed
+    int32_t busy, used;     // busy: a call is under way, or one has failed; used: there was one
     peer **peer;
     uint8_t *missing;
     uint64_t bytes;  // that calls have sent

@@ -10,7 +10,7 @@ import torch
 
 from experts.exchange.links.circle import Circle, Trouble
 from experts.exchange.links.frame import Outcome
-from tests.experts.exchange.links.ends import FORM, Call, ends
+from tests.experts.exchange.links.ends import FORM, Call, End, ends, rows_for, tables
 
 BIG = 50_000  # rows, some 10 times what a socket's buffers hold
 
@@ -40,3 +40,28 @@ def test_leaving_is_heard_after_later_epochs_were_given_up(given_up: int) -> Non
     error = Call(lambda: mine.ids(1, some_ids())).ended()
     assert isinstance(error, Trouble)
     assert (error.outcome, error.member) == (Outcome.LEFT, 0)
+
+
+def test_what_was_sent_before_leaving_arrives_and_nothing_more_is_waited_for() -> None:
+    """Of every size, since some leave no room for a word more in the connection."""
+    outcomes = set()
+    for tokens in range(1, 120):
+        a, b = ends(send_buffer=4096)
+        theirs, mine = a.circle(1, patience=0), b.circle(1)
+        if Call(lambda theirs=theirs, tokens=tokens: theirs.dispatch(0, rows_for(1, tokens), tables(), None)).ended():
+            continue  # it does not fit at once
+        theirs.abort()
+        batch = mine.collect(0, None)
+        assert batch.rows == (tokens, 0)
+        assert torch.equal(batch.x, rows_for(1, tokens).x)
+        error = Call(lambda mine=mine: mine.collect(1, None)).ended()
+        assert isinstance(error, Trouble)
+        outcomes.add(error.outcome)
+        assert [usable(a), usable(b)] == [error.outcome == Outcome.LEFT] * 2
+    assert outcomes == {Outcome.LEFT, Outcome.DEAD}
+
+
+def usable(end: End) -> bool:
+    """Whether a next epoch can use an end's only link."""
+    (peer,) = (peer for peer in end.peers if peer is not None)
+    return peer.usable(2)
