@@ -218,11 +218,11 @@ static int has_frame(circle *c, peer *p) {
 // What is wrong with a member's connection, DONE = nothing that matters to this call.
 static int trouble(circle *c, int m, int expected, finding *f) {
     peer *p = c->peer[m];
-    int here = has_frame(c, p), missing = expected && !here;
+    int here = has_frame(c, p), missing = expected && !here, needed = missing || p->out_at < p->out_end;
     if (p->malformed) return links_fail(f, MALFORMED, m, 0, &p->head);
     if (noted(p->over, c->epoch)) return links_fail(f, LEFT, m, 0, NULL);
-    if (p->error && (missing || p->out_at < p->out_end)) return links_fail(f, DEAD, m, p->error, NULL);
-    if (missing && (noted(p->left, c->epoch) || p->ready)) return links_fail(f, LEFT, m, 0, NULL);
+    if (p->error && needed) return links_fail(f, DEAD, m, p->error, NULL);
+    if (needed && (noted(p->left, c->epoch) || (p->ready && !here))) return links_fail(f, LEFT, m, 0, NULL);
     c->missing[m] = missing;
     return DONE;
 }

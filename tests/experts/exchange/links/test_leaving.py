@@ -11,6 +11,7 @@ import torch
 from experts.exchange.links.circle import Circle, Trouble
 from experts.exchange.links.frame import Outcome
 from tests.experts.exchange.links.ends import FORM, Call, End, ends, rows_for, tables
+from tests.patience import wait_until
 
 BIG = 50_000  # rows, some 10 times what a socket's buffers hold
 
@@ -65,3 +66,24 @@ def usable(end: End) -> bool:
     """Whether a next epoch can use an end's only link."""
     (peer,) = (peer for peer in end.peers if peer is not None)
     return peer.usable(2)
+
+
+def sending(a: End, b: End) -> Call:
+    """More than fits, by `a` to `b`, which reads nothing."""
+    circle = a.circle(1)
+    call = Call(lambda: circle.dispatch(0, rows_for(b.member, BIG), tables(), None))
+    wait_until(lambda: unread(b.sockets[a.member]) > 0, "rows on their way")
+    return call
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_who_sends_to_a_member_that_leaves_hears_it(used: bool) -> None:
+    a, b = ends()
+    theirs = b.circle(1)
+    if used:
+        both_say_ids(a.circle(1), theirs)
+    call = sending(a, b)
+    theirs.abort()
+    error = call.ended()
+    assert isinstance(error, Trouble)
+    assert (error.outcome, error.member) == (Outcome.LEFT, 1)
