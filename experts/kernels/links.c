@@ -2,9 +2,9 @@
 // full buffers at both ends hold up nobody.
 //
 // A connection lives through epochs. Each frame names its epoch: older ones are dropped when they are read, and a frame
-// that nobody asked for yet stays in the connection, where at most one is read ahead. Every wait is one poll over all
-// peers and a wake descriptor, with a deadline. Calls hold the hub's lock but while they poll, so that `abort` may come
-// from any thread.
+// that nobody asked for yet stays in the connection, where at most one is read ahead, with the head behind it. Every wait is
+// one poll over all peers and a wake descriptor, with a deadline. Calls hold the hub's lock but while they poll, so that
+// `abort` may come from any thread.
 
 #define _GNU_SOURCE
 #include "links.h"
@@ -153,23 +153,44 @@ static int noted(const int64_t last[LINKS_NOTED], int64_t epoch) {
     return found;
 }
 
-// A control frame is noted and forgotten, any other is ready to be taken.
-static void arrived(peer *p) {
-    const frame *h = &p->head;
+static int is_control(const frame *h) { return h->kind == ABORT || h->kind == LEAVE; }
+
+static void told(peer *p, const frame *h) {
+    note(h->kind == ABORT ? p->over : p->left, h->epoch);
     p->received++;
-    if (h->kind == ABORT) note(p->over, h->epoch);
-    if (h->kind == LEAVE) note(p->left, h->epoch);
-    p->ready = h->kind != ABORT && h->kind != LEAVE;
-    if (!p->ready) p->got = 0;
 }
 
-static int wellformed(const peer *p) {
-    const frame *h = &p->head;
+static int wellformed(const peer *p, const frame *h) {
     if (h->magic != LINKS_MAGIC || h->sequence != p->received || h->incarnation != p->theirs) return 0;
     if (h->kind < MEET || h->kind > LEAVE || h->flags || h->unused[0] || h->unused[1]) return 0;
     if (h->kind == HEADER) return h->bytes == h->rows * ROW_BYTES && h->rows > 0 && h->rows <= MOST_MEMBERS;
     if (h->kind == IDS || h->kind == ROWS || h->kind == SUMS) return h->bytes <= p->most;
     return h->bytes == 0;
+}
+
+// More of a frame has come. A control frame is noted and forgotten, any other that is whole is ready to be taken.
+static void came(peer *p) {
+    int head_only = p->got == sizeof(frame);
+    if (head_only && !wellformed(p, &p->head)) {
+        p->malformed = 1, p->error = EPROTO;
+    } else if (head_only && is_control(&p->head)) {
+        told(p, &p->head), p->got = 0;
+    } else if (head_only && !grow(&p->body, &p->body_room, p->head.bytes, 0)) {
+        p->error = ENOMEM;
+    } else if (p->got >= sizeof(frame) && p->got == sizeof(frame) + p->head.bytes) {
+        p->ready = 1, p->received++;
+    }
+}
+
+// Reads into a frame, or the head behind one that is ready. Whether something came.
+static int take(peer *p, void *to, size_t want, size_t *got) {
+    ssize_t n;
+    do n = recv(p->fd, to, want, MSG_DONTWAIT);
+    while (n < 0 && errno == EINTR);
+    if (n > 0) *got += n;
+    else if (n == 0) p->error = -1;
+    else if (errno != EAGAIN && errno != EWOULDBLOCK) p->error = errno;
+    return n > 0;
 }
 
 // Reads until a frame is ready or nothing is there.
@@ -178,33 +199,30 @@ static void fill(peer *p) {
         int in_head = p->got < sizeof(frame);
         uint8_t *to = in_head ? (uint8_t *)&p->head + p->got : p->body + (p->got - sizeof(frame));
         size_t want = in_head ? sizeof(frame) - p->got : sizeof(frame) + p->head.bytes - p->got;
-        ssize_t n = recv(p->fd, to, want, MSG_DONTWAIT);
-        if (n < 0) {
-            if (errno == EINTR) continue;
-            if (errno != EAGAIN && errno != EWOULDBLOCK) p->error = errno;
-            return;
-        }
-        if (n == 0) {
-            p->error = -1;
-            return;
-        }
-        p->got += n;
-        if (in_head && p->got == sizeof(frame)) {
-            if (!wellformed(p)) {
-                p->malformed = 1, p->error = EPROTO;
-                return;
-            }
-            if (!grow(&p->body, &p->body_room, p->head.bytes, 0)) {
-                p->error = ENOMEM;
-                return;
-            }
-        }
-        if (p->got >= sizeof(frame) && p->got == sizeof(frame) + p->head.bytes) arrived(p);
+        if (!take(p, to, want, &p->got)) return;
+        came(p);
     }
 }
 
+static int reads(const peer *p) { return !p->error && !(p->ready && p->ahead == sizeof(frame)); }
+
+// What says that a member has ended the epoch may lie behind a frame that is ready: reads on up to the next other head.
+static void look_ahead(peer *p) {
+    while (reads(p) && take(p, (uint8_t *)&p->next + p->ahead, sizeof(frame) - p->ahead, &p->ahead))
+        if (p->ahead == sizeof(frame) && wellformed(p, &p->next) && is_control(&p->next)) told(p, &p->next), p->ahead = 0;
+}
+
+static void read_on(peer *p) {
+    if (p->ready) look_ahead(p);
+    else fill(p);
+}
+
 // The frame that is ready has been taken.
-void links_drop(peer *p) { p->ready = 0, p->got = 0; }
+void links_drop(peer *p) {
+    p->head = p->next, p->got = p->ahead;
+    p->ready = 0, p->ahead = 0;
+    came(p);
+}
 
 // Whether a frame of this epoch waits to be taken; older ones are dropped on the way.
 static int has_frame(circle *c, peer *p) {
@@ -265,7 +283,7 @@ int links_run(circle *c, const uint8_t *from, const moment *at, finding *f) {
             int outcome = trouble(c, m, from[m], f);
             if (outcome) return outcome;
             if (events || c->missing[m]) waits++, late = m;
-            if (!p->ready && !p->error) events |= POLLIN;
+            if (reads(p)) events |= POLLIN;
             if (events) c->polled[n] = m, c->polls[n++] = (struct pollfd){.fd = p->fd, .events = events};
         }
         if (!waits) return DONE;
@@ -273,7 +291,7 @@ int links_run(circle *c, const uint8_t *from, const moment *at, finding *f) {
         if (found == 0) return links_fail(f, c->over ? OVER : LATE, late, 0, NULL);
         if (found < 0) return links_fail(f, DEAD, late, errno, NULL);
         for (int i = 1; i < n; i++)
-            if (c->polls[i].revents & (POLLIN | POLLHUP | POLLERR)) fill(c->peer[c->polled[i]]);
+            if (c->polls[i].revents & (POLLIN | POLLHUP | POLLERR)) read_on(c->peer[c->polled[i]]);
     }
 }
 
@@ -360,7 +378,7 @@ int tokenyard_links_idle(circle *c, int64_t until) {
         if (news || c->over) break;
         woken = sleep_until(c, n, until) <= 0 || c->polls[0].revents;
         for (int i = 1; i < n; i++)
-            if (c->polls[i].revents & (POLLIN | POLLHUP | POLLERR)) fill(c->peer[c->polled[i]]);
+            if (c->polls[i].revents & (POLLIN | POLLHUP | POLLERR)) read_on(c->peer[c->polled[i]]);
     }
     memset(c->missing, 0, c->size);
     pthread_mutex_unlock(&c->hub->lock);

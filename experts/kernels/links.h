@@ -54,6 +54,8 @@ typedef struct {
     uint8_t *body;
     size_t body_room;
     int ready;            // a whole frame that nobody took
+    frame next;           // `ahead` bytes of the head behind it
+    size_t ahead;
     // The last epochs that the other end broke, and that it left, in the order in which it said so, -1 = none. Those that it
     // prepared and gave up are left before the one under way.
     int64_t over[LINKS_NOTED], left[LINKS_NOTED];

@@ -87,3 +87,19 @@ def test_who_sends_to_a_member_that_leaves_hears_it(used: bool) -> None:
     error = call.ended()
     assert isinstance(error, Trouble)
     assert (error.outcome, error.member) == (Outcome.LEFT, 1)
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["left", "broken"])
+def test_leaving_is_heard_behind_a_frame_that_nobody_asked_for_yet(broken: bool) -> None:
+    a, b = ends()
+    theirs = b.circle(1, patience=0)
+    theirs.dispatch(0, rows_for(0, 3), tables(), None)
+    call = sending(a, b)
+    wait_until(lambda: unread(a.sockets[1]) == 0, "the frame read ahead")
+    if broken:
+        with pytest.raises(Trouble):
+            theirs.collect(0, rows_for(0, 3))
+    theirs.abort()
+    error = call.ended()
+    assert isinstance(error, Trouble)
+    assert (error.outcome, error.member) == (Outcome.LEFT, 1)
