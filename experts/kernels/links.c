@@ -4,7 +4,7 @@
 // A connection lives through epochs. Each frame names its epoch: older ones are dropped when they are read, and a frame
 // that nobody asked for yet stays in the connection, where at most one is read ahead, with the head behind it. Every wait is
 // one poll over all peers and a wake descriptor, with a deadline. Calls hold the hub's lock but while they poll, so that
-// `abort` may come from any thread.
+// `abort` may come from any thread; `missing` and `bytes` are read without it.
 
 #define _GNU_SOURCE
 #include "links.h"
@@ -94,9 +94,17 @@ int links_enter(circle *c) {
     return c->over ? OVER : DONE;
 }
 
+static void await(circle *c, int member, int awaited) {
+    __atomic_store_n(&c->missing[member], awaited, __ATOMIC_RELAXED);
+}
+
+static void await_nobody(circle *c) {
+    for (int m = 0; m < c->size; m++) await(c, m, 0);
+}
+
 int links_leave(circle *c, int outcome) {
     if (outcome == DONE) c->busy = 0;
-    memset(c->missing, 0, c->size);
+    await_nobody(c);
     pthread_mutex_unlock(&c->hub->lock);
     return outcome;
 }
@@ -124,7 +132,7 @@ uint8_t *links_frame(circle *c, int member, const moment *at, uint32_t rows, uin
     memcpy(p->out + p->out_end, &head, sizeof(head));
     uint8_t *body = p->out + p->out_end + sizeof(head);
     p->out_end += sizeof(head) + bytes;
-    c->bytes += sizeof(head) + bytes;
+    __atomic_store_n(&c->bytes, c->bytes + sizeof(head) + bytes, __ATOMIC_RELAXED);
     return body;
 }
 
@@ -241,7 +249,7 @@ static int trouble(circle *c, int m, int expected, finding *f) {
     if (noted(p->over, c->epoch)) return links_fail(f, LEFT, m, 0, NULL);
     if (p->error && needed) return links_fail(f, DEAD, m, p->error, NULL);
     if (needed && (noted(p->left, c->epoch) || (p->ready && !here))) return links_fail(f, LEFT, m, 0, NULL);
-    c->missing[m] = missing;
+    await(c, m, missing);
     return DONE;
 }
 
@@ -380,9 +388,10 @@ int tokenyard_links_idle(circle *c, int64_t until) {
         for (int i = 1; i < n; i++)
             if (c->polls[i].revents & (POLLIN | POLLHUP | POLLERR)) read_on(c->peer[c->polled[i]]);
     }
-    memset(c->missing, 0, c->size);
+    await_nobody(c);
+    news |= c->over;
     pthread_mutex_unlock(&c->hub->lock);
-    return news || c->over;
+    return news;
 }
 
 // This end is out of the epoch: its calls end, and begin no more. After calls that all ended well its peers are said that
