@@ -183,7 +183,7 @@ static void came(peer *p) {
         p->malformed = 1, p->error = EPROTO;
     } else if (head_only && is_control(&p->head)) {
         told(p, &p->head), p->got = 0;
-    } else if (head_only && !grow(&p->body, &p->body_room, p->head.bytes, 0)) {
+    } else if (head_only && !grow(&p->body, &p->body_room, p->head.bytes + 1, 0)) {
         p->error = ENOMEM;
     } else if (p->got >= sizeof(frame) && p->got == sizeof(frame) + p->head.bytes) {
         p->ready = 1, p->received++;

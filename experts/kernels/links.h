@@ -94,6 +94,24 @@ typedef struct {
     int32_t layer, kind;
 } moment;
 
+// What the Python side calls, as links.c says beside each.
+hub *tokenyard_links_hub(void);
+void tokenyard_links_free_hub(hub *h);
+peer *tokenyard_links_peer(int fd, uint32_t incarnation, uint32_t theirs, uint64_t most);
+void tokenyard_links_free_peer(peer *p);
+circle *tokenyard_links_circle(hub *h, int32_t size, int32_t me, uint32_t epoch, peer **peers);
+void tokenyard_links_free_circle(circle *c);
+uint8_t *tokenyard_links_missing(circle *c);
+uint64_t *tokenyard_links_bytes(circle *c);
+void tokenyard_links_wake(circle *c);
+void tokenyard_links_abort(circle *c);
+void tokenyard_links_died(hub *h, peer *p);
+int tokenyard_links_idle(circle *c, int64_t until);
+int tokenyard_links_usable(hub *h, peer *p, uint32_t epoch);
+int tokenyard_links_meet(circle *c, const uint8_t *whom, const uint8_t *say, int64_t until, finding *f);
+int tokenyard_links_header(circle *c, int64_t *rows, uint64_t step, int32_t leader, int64_t until,
+                           finding *f);
+
 // Calls that run with the hub's lock; `links_enter` and `links_leave` take and give it.
 uint8_t *links_frame(circle *c, int member, const moment *at, uint32_t rows, uint64_t bytes);
 int64_t links_now(void);  // ns of CLOCK_MONOTONIC

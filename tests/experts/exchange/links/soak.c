@@ -18,22 +18,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-hub *tokenyard_links_hub(void);
-void tokenyard_links_free_hub(hub *h);
-peer *tokenyard_links_peer(int fd, uint32_t incarnation, uint32_t theirs, uint64_t most);
-void tokenyard_links_free_peer(peer *p);
-circle *tokenyard_links_circle(hub *h, int32_t size, int32_t me, uint32_t epoch, peer **peers);
-void tokenyard_links_free_circle(circle *c);
-uint8_t *tokenyard_links_missing(circle *c);
-uint64_t *tokenyard_links_bytes(circle *c);
-void tokenyard_links_wake(circle *c);
-void tokenyard_links_abort(circle *c);
-void tokenyard_links_died(hub *h, peer *p);
-int tokenyard_links_idle(circle *c, int64_t until);
-int tokenyard_links_usable(hub *h, peer *p, uint32_t epoch);
-int tokenyard_links_meet(circle *c, const uint8_t *whom, const uint8_t *say, int64_t until, finding *f);
-int tokenyard_links_header(circle *c, int64_t *rows, uint64_t step, int64_t until, finding *f);
-
 enum { MOST = 4, EXPERTS = 6, TOP_K = 3, LAYERS = 2, STEPS = 6, FEW = 7, MANY = 300, HIDDEN = 48 };
 enum { EPOCHS_APART = 16 };  // room for those that are prepared and given up
 enum ending { IN_PEACE, BY_ITSELF, FROM_OUTSIDE, CUT, ENDINGS };
@@ -265,7 +249,7 @@ static int run_step(seat *s, int step, finding *f) {
     int32_t room[MOST];
     for (int m = 0; m < P.size; m++) room[m] = room_of(step, m);
     for (int i = 0; i < LINKS_ROW; i++) rows[s->me * LINKS_ROW + i] = draw(1 << 30, "row", step, s->me, i);
-    int outcome = tokenyard_links_header(s->steps, rows, step, links_now() + PATIENCE, f);
+    int outcome = tokenyard_links_header(s->steps, rows, step, draw(P.size + 1, "leader", step, 0, 0) - 1, links_now() + PATIENCE, f);
     if (outcome) return outcome;
     for (int i = 0; i < P.size * LINKS_ROW; i++)
         CHECK(rows[i] == draw(1 << 30, "row", step, i / LINKS_ROW, i % LINKS_ROW), "member %d: a row is wrong", s->me);
