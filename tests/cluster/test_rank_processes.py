@@ -108,3 +108,18 @@ def test_survivors_of_a_killed_rank_live_and_let_go(device: str) -> None:
             assert rank.ended.result(PATIENCE)
         print(f"{device}: survivors let go within {time.monotonic() - started:.2f} s")
         assert all(rank.call("report").pid == rank.process.pid for rank in survivors), "a survivor died"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_survivors_know_of_a_death_by_themselves(device: str) -> None:
+    """Nobody has them leave: the links of their machine say so, over NCCL too, whose kernels would spin for ever."""
+    with rank_processes.running(checkpoints.shared("mixtral"), "1+2", device) as ranks:
+        ranks.join(0)
+        ranks.post([EngineRequest("long", (5, 6, 7), sampling(900))])
+        wait_until(lambda: ranks.bringers[0].call("report").engine.generated_tokens > 20, "it runs")
+        dead, *survivors = ranks.ranks
+        started = time.monotonic()
+        dead.process.kill()
+        for rank in survivors:
+            assert rank.ended.result(PATIENCE)
+        print(f"{device}: survivors knew within {time.monotonic() - started:.3f} s")
