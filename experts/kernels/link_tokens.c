@@ -297,8 +297,12 @@ int tokenyard_links_ids(circle *c, traffic *t, int32_t layer, const int32_t *roo
         from[m] = room[m] > 0 && m != c->me;
         if (!from[m]) continue;
         uint8_t *body = links_frame(c, m, &at, counts[c->me], mine);
-        if (!body) outcome = NO_MEMORY;
-        else if (mine) memcpy(body, ids[c->me], mine);
+        if (!body) {
+            outcome = NO_MEMORY;
+            break;
+        }
+        if (mine) memcpy(body, ids[c->me], mine);
+        links_flush(c->peer[m]);
     }
     if (!outcome) outcome = links_run(c, from, &at, f);
     for (int m = 0; m < c->size && !outcome; m++) {

@@ -315,8 +315,11 @@ int links_fits(const peer *p, const moment *at) {
 int tokenyard_links_meet(circle *c, const uint8_t *whom, const uint8_t *say, int64_t until, finding *f) {
     moment at = {.kind = MEET, .until = until};
     int outcome = links_enter(c);
-    for (int m = 0; m < c->size && !outcome; m++)
-        if (say[m] && !links_frame(c, m, &at, 0, 0)) outcome = NO_MEMORY;
+    for (int m = 0; m < c->size && !outcome; m++) {
+        if (!say[m]) continue;
+        if (!links_frame(c, m, &at, 0, 0)) outcome = NO_MEMORY;
+        else links_flush(c->peer[m]);
+    }
     if (!outcome) outcome = links_run(c, whom, &at, f);
     for (int m = 0; m < c->size && !outcome; m++) {
         if (!whom[m]) continue;

@@ -94,12 +94,30 @@ def test_leaving_is_heard_behind_a_frame_that_nobody_asked_for_yet(broken: bool)
     a, b = ends()
     theirs = b.circle(1, patience=0)
     theirs.dispatch(0, rows_for(0, 3), tables(), None)
-    call = sending(a, b)
-    wait_until(lambda: unread(a.sockets[1]) == 0, "the frame read ahead")
     if broken:
         with pytest.raises(Trouble):
             theirs.collect(0, rows_for(0, 3))
+    call = sending(a, b)
+    wait_until(lambda: unread(a.sockets[1]) == 0, "the frame read ahead")
     theirs.abort()
     error = call.ended()
     assert isinstance(error, Trouble)
     assert (error.outcome, error.member) == (Outcome.LEFT, 1)
+
+
+@pytest.mark.parametrize("call", ["meet", "ids"])
+def test_a_member_that_loses_another_keeps_its_link_to_a_third(call: str) -> None:
+    """Whichever it sends to first."""
+    a, b, c = ends(3)
+    circle, other = a.circle(1), c.circle(1)
+    b.sockets[0].close()
+    with pytest.raises(Trouble):
+        circle.meet([1, 2], [1, 2], 0) if call == "meet" else circle.ids(0, some_ids())
+    circle.abort()
+    error = Call(lambda: other.ids(0, some_ids())).ended()
+    assert isinstance(error, Trouble)
+    assert (error.outcome, error.member) == (Outcome.LEFT, 0)
+    assert a.peers[2] is not None
+    assert c.peers[0] is not None
+    assert a.peers[2].usable(2)
+    assert c.peers[0].usable(2)
