@@ -278,7 +278,8 @@ static int sleep_until(circle *c, int n, int64_t until) {
 }
 
 // Until all that is on its way has left and a frame of this epoch has come from every member that `from` names; what these
-// frames say is the caller's to check. Called with the hub's lock.
+// frames say is the caller's to check. Once the circle is over nothing is read: what comes may be for the next one, which
+// would sleep on beside it. Called with the hub's lock.
 int links_run(circle *c, const uint8_t *from, const moment *at, finding *f) {
     for (;;) {
         int n = 1, waits = 0, late = -1;
@@ -298,7 +299,7 @@ int links_run(circle *c, const uint8_t *from, const moment *at, finding *f) {
         int found = sleep_until(c, n, at->until);
         if (found == 0) return links_fail(f, c->over ? OVER : LATE, late, 0, NULL);
         if (found < 0) return links_fail(f, DEAD, late, errno, NULL);
-        for (int i = 1; i < n; i++)
+        for (int i = 1; i < n && !c->over; i++)
             if (c->polls[i].revents & (POLLIN | POLLHUP | POLLERR)) read_on(c->peer[c->polled[i]]);
     }
 }
@@ -388,7 +389,7 @@ int tokenyard_links_idle(circle *c, int64_t until) {
         }
         if (news || c->over) break;
         woken = sleep_until(c, n, until) <= 0 || c->polls[0].revents;
-        for (int i = 1; i < n; i++)
+        for (int i = 1; i < n && !c->over; i++)
             if (c->polls[i].revents & (POLLIN | POLLHUP | POLLERR)) read_on(c->peer[c->polled[i]]);
     }
     await_nobody(c);

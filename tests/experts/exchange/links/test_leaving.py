@@ -4,6 +4,7 @@ import fcntl
 import socket
 import struct
 import termios
+import time
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from experts.exchange.links.circle import Circle, Trouble
 from experts.exchange.links.frame import Outcome
 from tests.experts.exchange.links.ends import FORM, Call, End, ends, rows_for, tables
-from tests.patience import wait_until
+from tests.patience import PATIENCE, wait_until
 
 BIG = 50_000  # rows, some 10 times what a socket's buffers hold
 
@@ -121,3 +122,17 @@ def test_a_member_that_loses_another_keeps_its_link_to_a_third(call: str) -> Non
     assert c.peers[0] is not None
     assert a.peers[2].usable(2)
     assert c.peers[0].usable(2)
+
+
+def test_a_call_of_an_epoch_that_is_over_takes_nothing_from_the_next() -> None:
+    """The next epoch begins as soon as the one before is over, whose call has still to wake."""
+    a, b = ends()
+    for epoch in range(1, 600, 2):
+        until = time.monotonic_ns() + round(PATIENCE * 1e9)
+        before, circle, other = a.circle(epoch, 1), a.circle(epoch + 1, 1), b.circle(epoch + 1, 1)
+        late = Call(lambda before=before, until=until: before.meet([1], [1], until))
+        theirs = Call(lambda other=other, until=until: other.meet([0], [0], until))
+        before.abort()
+        circle.meet([1], [1], until)
+        assert isinstance(late.ended(), Trouble)
+        assert theirs.ended() is None
