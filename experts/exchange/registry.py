@@ -1,6 +1,5 @@
 """The kinds of exchange by name, each the whole way of a token between ranks. Adding one is a file and a line here."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,9 +11,6 @@ from experts.exchange.control import Ring
 from experts.exchange.doorbell import Doorbell
 from experts.exchange.links.exchange import LinksExchange
 from experts.exchange.local import LocalExchange
-from experts.kernels.loaded import loaded
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +46,6 @@ def exchange_kind(name: str) -> ExchangeKind:
 def exchange_for(device: str, wanted: str = "auto") -> str:
     """The name of the exchange between ranks on a device. Raises UserError for one that is not for it."""
     fitting = [name for name, kind in EXCHANGES.items() if kind.device == device]
-    if device == "cpu" and loaded() is None:
-        if wanted == "links":
-            raise UserError("no C kernels", "a C compiler, or gloo", "--exchange links")
-        fitting.remove("links")
-        log.warning("tokens travel over gloo, which is slower: links need C kernels")
     if wanted == "auto":
         return fitting[0]
     if wanted not in fitting:

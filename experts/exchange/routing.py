@@ -76,11 +76,11 @@ class Tables:
     def route_one(self, layer: int, ids: torch.Tensor, source: int, whole: bool = False) -> Routing:
         """Route a source's own tokens without knowing the others'.
 
-        ids: [T, K] int16 on the CPU
+        ids: [T, K] int16 or int32 on the CPU
         whole: every expert goes to its home copy, so that sources which can't see each other read no copy twice
         """
         table = self._split[layer]
-        return self._routing(to_home(table, ids.numpy()) if whole else split(table, ids.numpy(), turn=source))
+        return self.routed(to_home(table, ids.numpy()) if whole else split(table, ids.numpy(), turn=source))
 
     def route_all(self, layer: int, ids: dict[int, torch.Tensor], mine: int) -> tuple[Routing, dict[int, int]]:
         """Route member `mine`'s tokens by one split of everyone's; and the rows it gets from each member.
@@ -98,7 +98,7 @@ class Tables:
             if own is not None:
                 counts[member] = int(((theirs // self._slots_per_rank) == own).any(axis=1).sum())
             if member == mine:
-                routing = self._routing(theirs)
+                routing = self.routed(theirs)
         assert routing is not None, (mine, list(ids))
         return routing, counts
 
@@ -111,7 +111,8 @@ class Tables:
         """Where the C forms of the layers' split tables lie, as long as these tables live; empty without kernels."""
         return [table.kernel.address for table in self._split if table.kernel is not None]
 
-    def _routing(self, slots: npt.NDArray[np.int32]) -> Routing:
+    def routed(self, slots: npt.NDArray[np.int32]) -> Routing:
+        """Of tokens whose split was made. slots: [T, K] over all ranks, -1 = none."""
         rank = slots // self._slots_per_rank  # -1 stays -1
         rows = {j: np.flatnonzero((rank == self._ranks[j]).any(axis=1)) for j in self._members}
         return Routing(self._members, rows, self._ranks, slots, self._slots_per_rank)

@@ -14,6 +14,7 @@
 // What a circle's tokens look like, and where the rows of the layer under way went.
 typedef struct {
     int32_t hidden, top_k, element, slots;  // element: bytes of an activation, 4 = float32, 2 = bfloat16; slots: of a rank
+    int32_t experts;                        // logical ones of a layer
     const int32_t *rank;                    // [size] of each member, -1 without experts
     const int32_t *member;                  // [ranks] of each rank, -1 without one
     uint64_t step;                          // the one under way, with its placement version
@@ -37,11 +38,12 @@ typedef struct {
     int32_t tokens;
 } batch;
 
-traffic *tokenyard_links_traffic(int32_t hidden, int32_t top_k, int32_t element, int32_t slots, int32_t size,
-                                 const int32_t *rank, const int32_t *member) {
+traffic *tokenyard_links_traffic(int32_t hidden, int32_t top_k, int32_t element, int32_t slots, int32_t experts,
+                                 int32_t size, const int32_t *rank, const int32_t *member) {
     traffic *t = calloc(1, sizeof(traffic));
     if (!t) return NULL;
-    t->hidden = hidden, t->top_k = top_k, t->element = element, t->slots = slots, t->rank = rank, t->member = member;
+    t->hidden = hidden, t->top_k = top_k, t->element = element, t->slots = slots, t->experts = experts;
+    t->rank = rank, t->member = member;
     t->count = calloc(size, sizeof(int32_t));
     if (t->count) return t;
     free(t);
@@ -140,7 +142,7 @@ int tokenyard_links_dispatch(circle *c, traffic *t, int32_t layer, const batch *
     moment at = at_layer(t, layer, ROWS);
     uint8_t from[c->size];
     memset(from, 0, c->size);
-    int outcome = links_enter(c);
+    int outcome = links_enter(c, f);
     if (!outcome) outcome = send_rows(c, t, layer, b);
     if (!outcome) outcome = links_run(c, from, &at, f);
     return links_leave(c, outcome);
@@ -162,7 +164,7 @@ int tokenyard_links_collect(circle *c, traffic *t, int32_t layer, const int32_t 
     uint8_t from[c->size];
     for (int m = 0; m < c->size; m++) from[m] = room[m] > 0 && m != c->me;
     size_t bytes = row_bytes(t), k = t->top_k, done = 0;
-    int outcome = links_enter(c);
+    int outcome = links_enter(c, f);
     if (!outcome) outcome = links_run(c, from, &at, f);
     for (int m = 0; m < c->size && !outcome; m++) {
         counts[m] = 0;
@@ -199,7 +201,7 @@ int tokenyard_links_give_back(circle *c, traffic *t, int32_t layer, const float 
     moment at = at_layer(t, layer, SUMS);
     uint8_t from[c->size];
     memset(from, 0, c->size);
-    int outcome = links_enter(c);
+    int outcome = links_enter(c, f);
     for (int m = 0; m < c->size && !outcome; m++) {
         size_t numbers = (size_t)counts[m] * t->hidden;
         if (m != c->me && numbers) {
@@ -272,17 +274,24 @@ static int receive_sums(circle *c, traffic *t, int layer, const float *own, floa
 
 // Waits for what `dispatch` asked for and adds it up. own: [n, H] float32 of this member's own experts. sums: [T, H].
 int tokenyard_links_sum(circle *c, traffic *t, int32_t layer, const float *own, float *sums, finding *f) {
-    int outcome = links_enter(c);
+    int outcome = links_enter(c, f);
     if (!outcome) outcome = receive_sums(c, t, layer, own, sums, f);
     return links_leave(c, outcome);
 }
 
 // `dispatch` and `sum` of a member that holds no experts.
 int tokenyard_links_ask(circle *c, traffic *t, int32_t layer, const batch *b, float *sums, finding *f) {
-    int outcome = links_enter(c);
+    int outcome = links_enter(c, f);
     if (!outcome) outcome = send_rows(c, t, layer, b);
     if (!outcome) outcome = receive_sums(c, t, layer, NULL, sums, f);
     return links_leave(c, outcome);
+}
+
+static int takes_ids(const traffic *t, const void *from, size_t pairs, int16_t *to) {
+    memcpy(to, from, pairs * sizeof(int16_t));
+    for (size_t p = 0; p < pairs; p++)
+        if (to[p] < -1 || to[p] >= t->experts) return 0;
+    return 1;
 }
 
 // Brings every source the top-k ids of all. room: [size] most tokens of each member, 0 = it is no source; counts: [size]
@@ -291,7 +300,7 @@ int tokenyard_links_ids(circle *c, traffic *t, int32_t layer, const int32_t *roo
                         finding *f) {
     moment at = at_layer(t, layer, IDS);
     uint8_t from[c->size];
-    int outcome = links_enter(c);
+    int outcome = links_enter(c, f);
     size_t each = t->top_k * sizeof(int16_t), mine = counts[c->me] * each;
     for (int m = 0; m < c->size && !outcome; m++) {
         from[m] = room[m] > 0 && m != c->me;
@@ -309,10 +318,10 @@ int tokenyard_links_ids(circle *c, traffic *t, int32_t layer, const int32_t *roo
         if (!from[m]) continue;
         peer *p = c->peer[m];
         uint32_t n = p->head.rows;
-        if (!links_fits(p, &at) || n > (uint32_t)room[m] || p->head.bytes != n * each) {
+        if (!links_fits(p, &at) || n > (uint32_t)room[m] || p->head.bytes != n * each ||
+            !takes_ids(t, p->body, (size_t)n * t->top_k, ids[m])) {
             outcome = links_fail(f, ASTRAY, m, 0, &p->head);
         } else {
-            memcpy(ids[m], p->body, n * each);
             counts[m] = n;
             links_drop(p);
         }

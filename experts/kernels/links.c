@@ -88,9 +88,10 @@ int links_fail(finding *f, int outcome, int member, int error, const frame *foun
     return outcome;
 }
 
-int links_enter(circle *c) {
+int links_enter(circle *c, finding *f) {
     pthread_mutex_lock(&c->hub->lock);
     c->busy = c->used = 1;
+    *f = (finding){.member = -1};
     return c->over ? OVER : DONE;
 }
 
@@ -297,9 +298,10 @@ int links_run(circle *c, const uint8_t *from, const moment *at, finding *f) {
         }
         if (!waits) return DONE;
         int found = sleep_until(c, n, at->until);
-        if (found == 0) return links_fail(f, c->over ? OVER : LATE, late, 0, NULL);
+        if (c->over) return OVER;  // what has come is a later circle's, whose poll would not see it any more
+        if (found == 0) return links_fail(f, LATE, late, 0, NULL);
         if (found < 0) return links_fail(f, DEAD, late, errno, NULL);
-        for (int i = 1; i < n && !c->over; i++)
+        for (int i = 1; i < n; i++)
             if (c->polls[i].revents & (POLLIN | POLLHUP | POLLERR)) read_on(c->peer[c->polled[i]]);
     }
 }
@@ -315,7 +317,7 @@ int links_fits(const peer *p, const moment *at) {
 // Everyone says that it is here. whom: the members that must; say: those of them that were not told yet.
 int tokenyard_links_meet(circle *c, const uint8_t *whom, const uint8_t *say, int64_t until, finding *f) {
     moment at = {.kind = MEET, .until = until};
-    int outcome = links_enter(c);
+    int outcome = links_enter(c, f);
     for (int m = 0; m < c->size && !outcome; m++) {
         if (!say[m]) continue;
         if (!links_frame(c, m, &at, 0, 0)) outcome = NO_MEMORY;
@@ -353,7 +355,7 @@ int tokenyard_links_header(circle *c, int64_t *rows, uint64_t step, int32_t lead
     int64_t *mine = rows + (size_t)c->me * LINKS_ROW;
     uint8_t from[c->size];
     memset(from, 0, c->size);
-    int outcome = links_enter(c), leads = leader < 0 || leader == c->me;
+    int outcome = links_enter(c, f), leads = leader < 0 || leader == c->me;
     for (int m = 0; m < c->size && !outcome; m++) {
         if (m == c->me) continue;
         from[m] = leads || m == leader;

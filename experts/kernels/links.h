@@ -80,7 +80,7 @@ typedef struct {
     int32_t *polled;
 } circle;
 
-// What a call that did not end well found.
+// What a call that did not end well found. member: -1 = nobody
 typedef struct {
     int32_t member, error;
     frame found;
@@ -120,7 +120,7 @@ int links_run(circle *c, const uint8_t *from, const moment *at, finding *f);
 int links_fits(const peer *p, const moment *at);
 void links_drop(peer *p);
 int links_fail(finding *f, int outcome, int member, int error, const frame *found);
-int links_enter(circle *c);
+int links_enter(circle *c, finding *f);
 int links_leave(circle *c, int outcome);
 
 #endif

@@ -32,7 +32,7 @@ _LINKS: dict[str, tuple[Any, Any]] = {  # of links.c and link_tokens.c: what the
     "idle": (ctypes.c_int, [_P, _I]),
     "meet": (ctypes.c_int, [_P, _P, _P, _I, _P]),
     "header": (ctypes.c_int, [_P, _P, ctypes.c_uint64, _N, _I, _P]),
-    "traffic": (_P, [_N, _N, _N, _N, _N, _P, _P]),
+    "traffic": (_P, [_N, _N, _N, _N, _N, _N, _P, _P]),
     "free_traffic": (None, [_P]),
     "step": (None, [_P, ctypes.c_uint64, _U, _I, _N, _N]),
     "dispatch": (ctypes.c_int, [_P, _P, _N, _P, _P]),

@@ -60,6 +60,7 @@ class Sizes:
     """What rows on links look like, equal on all of them.
 
     element: bytes of an activation, 4 = float32, 2 = bfloat16
+    experts: logical ones of a layer
     budget: tokens of a whole step
     """
 
@@ -67,12 +68,23 @@ class Sizes:
     top_k: int
     element: int
     slots_per_rank: int
+    experts: int
     budget: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations."""
+        return torch.float32 if self.element == 4 else torch.bfloat16
+
+    @property
+    def x_bytes(self) -> int:
+        """Bytes of one token's activations, or sums on their way back."""
+        return self.hidden * self.element
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one token on its way to experts."""
-        return 8 * self.top_k + self.hidden * self.element
+        return 8 * self.top_k + self.x_bytes
 
     @property
     def most_bytes(self) -> int:
@@ -82,7 +94,7 @@ class Sizes:
 
 def sizes_of(form: BlockForm, placement: Placement, budget: int) -> Sizes:
     """Of a model's rows."""
-    return Sizes(form.hidden, form.top_k, form.dtype.itemsize, placement.slots_per_rank, budget)
+    return Sizes(form.hidden, form.top_k, form.dtype.itemsize, placement.slots_per_rank, placement.experts, budget)
 
 
 class Circle(ABC):

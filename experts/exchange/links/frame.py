@@ -8,6 +8,7 @@ MAGIC = int.from_bytes(b"TLK1", "little")
 FORMAT = 1  # of all that follows a hello on a link
 HEAD_BYTES = 64
 ROW = struct.Struct("<7q")  # a header's row
+MOST_ROWS = 1 << 16  # of a header
 _HEAD = struct.Struct("<QQQIIIIHBBI16x")
 
 

@@ -12,7 +12,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection
-from functools import partial
+from functools import cache, partial
+from itertools import cycle
 
 from experts.background import only_log, watch_thread
 from experts.epoch.membership import Member, Membership
@@ -21,6 +22,7 @@ from experts.exchange.links.circle import Circle, Lines, Peer, Sizes, Trouble
 from experts.exchange.links.frame import FORMAT, Outcome
 from experts.exchange.links.life import Deaths, life_word
 from experts.exchange.links.native import native_lines
+from experts.exchange.links.plain import PlainLines
 from experts.hello import HELD_UP, PAUSE, SECONDS, Party, Stranger, Unfinished, answer, call
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,9 @@ Key = tuple[int, int]  # rank, incarnation
 _WORD = b"w"  # goes with the descriptor of a word
 _HELLOS = 16  # that are answered at a time; more wait to be accepted
 _WAITING = 512  # connections that may
+# By the Unix socket first, or TCP alone: another program may have the name, and say nothing. A rank that is only busy is tried
+# again, so that its links are not slow for ever.
+_TRIES = (True, True, False)
 _SILENT = 30  # s without an answer of the other machine after which a TCP connection is over
 
 
@@ -37,12 +42,15 @@ class Hub:
     host, port: where it listens
     """
 
-    def __init__(self, host: str, secret: str, rank: int, incarnation: int, sizes: Sizes) -> None:
+    def __init__(
+        self, host: str, secret: str, rank: int, incarnation: int, sizes: Sizes, lines: Lines | None = None
+    ) -> None:
+        """lines: None = of the form that this process can have."""
         self.host = host
         self._secret, self._sizes = secret, sizes
-        shape = (sizes.hidden, sizes.top_k, sizes.element, sizes.slots_per_rank, sizes.budget)
+        shape = (sizes.hidden, sizes.top_k, sizes.element, sizes.slots_per_rank, sizes.experts, sizes.budget)
         self._own = Party("exchange", FORMAT, rank, incarnation, shape)
-        self._lines = _lines()
+        self._lines = lines or _lines()
         self._changed = threading.Condition()
         self._links: dict[Key, Peer] = {}
         self._meeting: tuple[int, Circle | None] = (-1, None)  # the newest epoch that members meet for, and its circle
@@ -52,10 +60,9 @@ class Hub:
         self._heirs: list[Callable[[Key], object]] = []
         inet = socket.create_server((host, 0), family=_family(host), backlog=_WAITING)
         self.port: int = inet.getsockname()[1]
-        near = socket.socket(socket.AF_UNIX)
-        near.bind(_near(host, self.port))
-        near.listen(_WAITING)
-        self._listening = [inet, near]
+        near = _listening_near(host, self.port)
+        self._listening = [inet] if near is None else [inet, near]
+        self._answering: set[socket.socket] = set()  # hellos under way
         self._wake, self._woken = socket.socketpair()
         # Without it nobody new can be met, and the epoch after the next death fails, which names this rank.
         self._thread = watch_thread("links", self._serve, only_log, returns=True)
@@ -100,6 +107,8 @@ class Hub:
             self._closing = True
             self._changed.notify_all()
             links, self._links = self._links, {}
+            for connection in self._answering:
+                _shut(connection)
         self._wake.close()
         self._thread.join(1)
         for link in links.values():
@@ -152,12 +161,12 @@ class Hub:
 
     def _call(self, member: Member, epoch: int, until: float) -> Peer:
         """Make a link. Raises RankLost for a rank that does not listen, or is another."""
-        while True:
+        for near in cycle(_TRIES):
             if self._closing or self._meeting[0] != epoch:
                 raise RankLost(epoch, -1, "the epoch was given up while its members met")
             left = until - time.monotonic()
             try:
-                connection = self._connected(member, max(min(left, SECONDS), 0.01))
+                connection = self._connected(member, max(min(left, SECONDS), 0.01), near)
                 peer = self._keep(connection, _key(member))
             except (Stranger, ConnectionRefusedError) as error:
                 raise RankLost(epoch, -1, f"rank {member.rank}: {error}") from None
@@ -167,12 +176,14 @@ class Hub:
                 time.sleep(PAUSE)
             else:
                 return peer
+        raise AssertionError("tries never end")
 
-    def _connected(self, member: Member, seconds: float) -> socket.socket:
-        """Raises OSError, Stranger."""
-        # Refused in another network namespace; a stranger where another program has the name.
-        with contextlib.suppress(ConnectionRefusedError, Stranger):
-            return self._greeted(_near(member.node_ip, member.exchange_port), socket.AF_UNIX, member, seconds)
+    def _connected(self, member: Member, seconds: float, near: bool) -> socket.socket:
+        """near: by the Unix socket first. Raises OSError, Stranger."""
+        if near:
+            # Refused in another network namespace; a stranger where another program has the name.
+            with contextlib.suppress(ConnectionRefusedError, Stranger):
+                return self._greeted(_near(member.node_ip, member.exchange_port), socket.AF_UNIX, member, seconds)
         where = (member.node_ip, member.exchange_port)
         return self._greeted(where, _family(member.node_ip), member, seconds)
 
@@ -239,10 +250,14 @@ class Hub:
                     break
             else:
                 self._hellos.release()
-        for listener in self._listening:
-            listener.close()
+        for one in (*self._listening, self._woken):
+            one.close()
 
     def _answer(self, connection: socket.socket) -> None:
+        with self._changed:
+            self._answering.add(connection)
+            if self._closing:
+                _shut(connection)
         try:
             _tune(connection)
             found = answer(connection, self._secret, self._own)
@@ -251,6 +266,8 @@ class Hub:
             connection.close()
             log.warning("no link: %s", str(error) or "the hello took too long")
         finally:
+            with self._changed:
+                self._answering.discard(connection)
             self._hellos.release()
 
     def _not_met(self, members: Membership, trouble: Trouble, seconds: float) -> RankLost:
@@ -290,9 +307,17 @@ def _accepted(listener: socket.socket) -> socket.socket | None:
 
 
 def _lines() -> Lines:
-    native = native_lines()
-    assert native is not None
-    return native
+    return native_lines() or _plain_lines()
+
+
+def _plain_lines() -> Lines:
+    _say_that_it_is_slow()
+    return PlainLines()
+
+
+@cache
+def _say_that_it_is_slow() -> None:
+    log.warning("tokens travel without C kernels, which is slower")
 
 
 def _key(member: Member) -> Key:
@@ -302,6 +327,24 @@ def _key(member: Member) -> Key:
 def _near(host: str, port: int) -> str:
     """The abstract Unix name that a worker listens at beside its TCP port."""
     return f"\0tokenyard/{host}/{port}"
+
+
+def _listening_near(host: str, port: int) -> socket.socket | None:
+    """None where this machine has no such names, or another program took this one."""
+    near = socket.socket(socket.AF_UNIX)
+    try:
+        near.bind(_near(host, port))
+        near.listen(_WAITING)
+    except OSError as error:
+        near.close()
+        log.warning("ranks of this machine call this one over TCP: its Unix name: %s", error)
+        return None
+    return near
+
+
+def _shut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # by the other side already
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _family(host: str) -> int:

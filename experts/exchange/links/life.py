@@ -56,12 +56,15 @@ class Deaths:
         self._lock = threading.Lock()
 
     def watch(self, fd: int, died: Callable[[], object]) -> None:
-        """Call `died` once, from a thread of this object, when the holder of a word is dead, as it may be already.
+        """Call `died` once, from a thread of this object, when the holder of a word is dead, as it may be already; never where
+        this process can't wait for words.
 
         fd: of its memory, which the caller closes
 
         Raises ValueError for memory that could end under its reader, OSError.
         """
+        if _functions() is None:
+            return  # sockets tell
         if (size := os.fstat(fd).st_size) != WORD_BYTES or fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALED != _SEALED:
             raise ValueError(f"memory of {size} bytes, expected {WORD_BYTES} that are sealed")
         memory = mmap.mmap(fd, WORD_BYTES)

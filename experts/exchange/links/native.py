@@ -13,12 +13,12 @@ import torch
 from experts.epoch.agreement import Row
 from experts.exchange.links.circle import Circle, Peer, Rows, Sizes, Trouble
 from experts.exchange.links.frame import Frame, Outcome
+from experts.exchange.links.room import Room
 from experts.exchange.routing import Tables
 from experts.exchange.wire import ExpertBatch
 from experts.kernels.loaded import loaded
 
 _ROW = len(Row._fields)
-_KEPT_VIEWS = 1024
 
 
 class _Frame(ctypes.Structure):
@@ -109,7 +109,14 @@ class _NativeCircle(Circle):
                 members[rank] = member
         self._ranks, self._members = (c_int32 * size)(*ranks), (c_int32 * max(len(members), 1))(*members)
         self._traffic = self._do.traffic(
-            sizes.hidden, sizes.top_k, sizes.element, sizes.slots_per_rank, size, self._ranks, self._members
+            sizes.hidden,
+            sizes.top_k,
+            sizes.element,
+            sizes.slots_per_rank,
+            sizes.experts,
+            size,
+            self._ranks,
+            self._members,
         )
         if not self._circle or not self._traffic:
             raise MemoryError("no memory for links")
@@ -120,8 +127,8 @@ class _NativeCircle(Circle):
         self._room, self._counts = (c_int32 * size)(), (c_int32 * size)()
         self._finding, self._batch = _Finding(), _Batch()
         self._at_finding, self._at_batch = byref(self._finding), byref(self._batch)
-        self._dtype = torch.float32 if sizes.element == 4 else torch.bfloat16
-        self._make_room(16)
+        self._arrived = Room(sizes)
+        self._look_at_room()
 
     def meet(self, whom: Sequence[int], say: Sequence[int], until: int) -> None:
         flags = [(c_uint8 * self._size)(*(m in members for m in range(self._size))) for members in (whom, say)]
@@ -145,8 +152,8 @@ class _NativeCircle(Circle):
     def step(self, step: int, version: int, room: Sequence[int], turn: int | None) -> None:
         self._do.step(self._traffic, step, version, self._patience, turn or 0, turn is None)
         self._room[:] = list(room)
-        if sum(room) > self._x.shape[0]:
-            self._make_room(sum(room))
+        if self._arrived.grow(room):
+            self._look_at_room()
 
     def dispatch(self, layer: int, rows: Rows, tables: Tables, slots: torch.Tensor | None) -> None:
         self._hand_over(layer, rows, tables, slots)
@@ -159,9 +166,7 @@ class _NativeCircle(Circle):
         )  # fmt: skip
         if outcome:
             self._check(outcome)
-        counts = tuple(self._counts[:])
-        batch = self._batches.get(counts)
-        return batch if batch is not None else self._views(counts)
+        return self._arrived.batch(tuple(self._counts[:]))
 
     def give_back(self, layer: int, y: torch.Tensor) -> None:
         outcome = self._do.give_back(self._circle, self._traffic, layer, y.data_ptr(), self._counts, self._at_finding)
@@ -184,7 +189,7 @@ class _NativeCircle(Circle):
 
     def ids(self, layer: int, mine: torch.Tensor) -> dict[int, torch.Tensor]:
         top_k = self._sizes.top_k
-        everyone = {m: torch.empty((most, top_k), dtype=torch.int16) for m, most in enumerate(self._room) if most}
+        everyone = {m: torch.empty((most, top_k), dtype=torch.int16) for m, most in enumerate(self._room) if most > 0}
         everyone[self._me] = mine
         where = (POINTER(c_int16) * self._size)()
         for member, ids in everyone.items():
@@ -218,21 +223,9 @@ class _NativeCircle(Circle):
             found = Frame.unpack(bytes(finding.found)) if outcome in (Outcome.MALFORMED, Outcome.ASTRAY) else None
             raise Trouble(Outcome(outcome), finding.member, finding.error, found)
 
-    def _make_room(self, rows: int) -> None:
-        """For what arrives in a layer."""
-        sizes = self._sizes
-        self._x = torch.empty((rows, sizes.hidden), dtype=self._dtype)
-        self._slots = torch.empty((rows, sizes.top_k), dtype=torch.int32)
-        self._weights = torch.empty((rows, sizes.top_k), dtype=torch.float32)
-        self._at_room = self._x.data_ptr(), self._slots.data_ptr(), self._weights.data_ptr()
-        self._batches: dict[tuple[int, ...], ExpertBatch] = {}  # views that were asked for before
-
-    def _views(self, counts: tuple[int, ...]) -> ExpertBatch:
-        n = sum(counts)
-        batch = ExpertBatch(self._x[:n], self._slots[:n], self._weights[:n], counts)
-        if len(self._batches) < _KEPT_VIEWS:
-            self._batches[counts] = batch
-        return batch
+    def _look_at_room(self) -> None:
+        room = self._arrived
+        self._at_room = room.x.data_ptr(), room.slots.data_ptr(), room.weights.data_ptr()
 
 
 def _free_circle(lines: NativeLines, circle: int, traffic: int) -> None:

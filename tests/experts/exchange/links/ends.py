@@ -2,18 +2,18 @@
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from experts.exchange.block import BlockForm
 from experts.exchange.links.circle import Circle, Peer, Rows, sizes_of
-from experts.exchange.links.native import native_lines
 from experts.exchange.routing import Tables
 from experts.exchange.split import SplitPolicy
 from experts.placement import Placement
 from tests.experts.exchange.groups import membership
+from tests.experts.exchange.links.nets import lines_of
 from tests.patience import PATIENCE
 
 FORM = BlockForm(hidden=8, top_k=2, dtype=torch.float32)
@@ -23,10 +23,8 @@ BUDGET = 1 << 17
 class End:
     """A member that brings tokens and holds two experts: those of numbers 2 * member and 2 * member + 1."""
 
-    def __init__(self, member: int, size: int) -> None:
-        lines = native_lines()
-        assert lines is not None
-        self.lines, self.member = lines, member
+    def __init__(self, member: int, size: int, form: str) -> None:
+        self.lines, self.member = lines_of(form), member
         self.sizes = sizes_of(FORM, Placement.first(1, 2 * size, size, 2), BUDGET)
         self.peers: list[Peer | None] = [None] * size
         self.sockets: dict[int, socket.socket] = {}
@@ -43,9 +41,9 @@ class End:
         return made
 
 
-def ends(size: int = 2, send_buffer: int = 0) -> list[End]:
-    """All connected to each other. send_buffer: bytes, 0 = as the system has it."""
-    made = [End(member, size) for member in range(size)]
+def ends(forms: Sequence[str], send_buffer: int = 0) -> list[End]:
+    """All connected to each other. forms: native or plain; send_buffer: bytes, 0 = as the system has it."""
+    made = [End(member, len(forms), form) for member, form in enumerate(forms)]
     for a in made:
         for b in made[: a.member]:
             pair = socket.socketpair()

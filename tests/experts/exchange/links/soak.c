@@ -433,7 +433,7 @@ static void run_epoch(void) {
         memcpy(peers, s->peer, sizeof(peers));
         s->meeting = tokenyard_links_circle(s->hub, P.size, m, P.epoch, peers);
         s->steps = tokenyard_links_circle(s->hub, P.size, m, P.epoch, peers);
-        s->traffic = tokenyard_links_traffic(P.hidden, TOP_K, P.element, EXPERTS, P.size, P.rank, P.member);
+        s->traffic = tokenyard_links_traffic(P.hidden, TOP_K, P.element, EXPERTS, EXPERTS, P.size, P.rank, P.member);
         CHECK(s->meeting && s->steps && s->traffic, "no memory");
         s->now = s->meeting, s->ended = s->done = 0;
     }

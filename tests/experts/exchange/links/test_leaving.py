@@ -12,8 +12,11 @@ import torch
 from experts.exchange.links.circle import Circle, Trouble
 from experts.exchange.links.frame import Outcome
 from tests.experts.exchange.links.ends import FORM, Call, End, ends, rows_for, tables
+from tests.experts.exchange.links.nets import MIXES
 from tests.patience import PATIENCE, wait_until
 
+Forms = tuple[str, str]
+pytestmark = pytest.mark.parametrize("forms", MIXES, ids="-".join)
 BIG = 50_000  # rows, some 10 times what a socket's buffers hold
 
 
@@ -32,8 +35,8 @@ def both_say_ids(a: Circle, b: Circle) -> None:
 
 
 @pytest.mark.parametrize("given_up", [0, 1, 2, 3, 7])
-def test_leaving_is_heard_after_later_epochs_were_given_up(given_up: int) -> None:
-    a, b = ends()
+def test_leaving_is_heard_after_later_epochs_were_given_up(forms: Forms, given_up: int) -> None:
+    a, b = ends(forms)
     theirs, mine = a.circle(1), b.circle(1)
     both_say_ids(theirs, mine)
     for epoch in range(2, 2 + given_up):
@@ -44,11 +47,11 @@ def test_leaving_is_heard_after_later_epochs_were_given_up(given_up: int) -> Non
     assert (error.outcome, error.member) == (Outcome.LEFT, 0)
 
 
-def test_what_was_sent_before_leaving_arrives_and_nothing_more_is_waited_for() -> None:
+def test_what_was_sent_before_leaving_arrives_and_nothing_more_is_waited_for(forms: Forms) -> None:
     """Of every size, since some leave no room for a word more in the connection."""
     outcomes = set()
     for tokens in range(1, 120):
-        a, b = ends(send_buffer=4096)
+        a, b = ends(forms, send_buffer=4096)
         theirs, mine = a.circle(1, patience=0), b.circle(1)
         if Call(lambda theirs=theirs, tokens=tokens: theirs.dispatch(0, rows_for(1, tokens), tables(), None)).ended():
             continue  # it does not fit at once
@@ -78,8 +81,8 @@ def sending(a: End, b: End) -> Call:
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_who_sends_to_a_member_that_leaves_hears_it(used: bool) -> None:
-    a, b = ends()
+def test_who_sends_to_a_member_that_leaves_hears_it(forms: Forms, used: bool) -> None:
+    a, b = ends(forms)
     theirs = b.circle(1)
     if used:
         both_say_ids(a.circle(1), theirs)
@@ -91,8 +94,8 @@ def test_who_sends_to_a_member_that_leaves_hears_it(used: bool) -> None:
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["left", "broken"])
-def test_leaving_is_heard_behind_a_frame_that_nobody_asked_for_yet(broken: bool) -> None:
-    a, b = ends()
+def test_leaving_is_heard_behind_a_frame_that_nobody_asked_for_yet(forms: Forms, broken: bool) -> None:
+    a, b = ends(forms)
     theirs = b.circle(1, patience=0)
     theirs.dispatch(0, rows_for(0, 3), tables(), None)
     if broken:
@@ -107,9 +110,9 @@ def test_leaving_is_heard_behind_a_frame_that_nobody_asked_for_yet(broken: bool)
 
 
 @pytest.mark.parametrize("call", ["meet", "ids"])
-def test_a_member_that_loses_another_keeps_its_link_to_a_third(call: str) -> None:
+def test_a_member_that_loses_another_keeps_its_link_to_a_third(forms: Forms, call: str) -> None:
     """Whichever it sends to first."""
-    a, b, c = ends(3)
+    a, b, c = ends((*forms, "plain"))
     circle, other = a.circle(1), c.circle(1)
     b.sockets[0].close()
     with pytest.raises(Trouble):
@@ -124,9 +127,9 @@ def test_a_member_that_loses_another_keeps_its_link_to_a_third(call: str) -> Non
     assert c.peers[0].usable(2)
 
 
-def test_a_call_of_an_epoch_that_is_over_takes_nothing_from_the_next() -> None:
+def test_a_call_of_an_epoch_that_is_over_takes_nothing_from_the_next(forms: Forms) -> None:
     """The next epoch begins as soon as the one before is over, whose call has still to wake."""
-    a, b = ends()
+    a, b = ends(forms)
     for epoch in range(1, 600, 2):
         until = time.monotonic_ns() + round(PATIENCE * 1e9)
         before, circle, other = a.circle(epoch, 1), a.circle(epoch + 1, 1), b.circle(epoch + 1, 1)
