@@ -139,8 +139,8 @@ class Hub:
                 continue
             key = _key(member)
             with self._changed:
-                known = self._links.get(key)
-            if known is not None and (key in running or known.usable(members.epoch)):
+                known = self._links.get(key) if key in running else self._usable(key, members.epoch)
+            if known is not None:
                 peers[index] = known
             elif self._own.rank < member.rank:
                 peers[index] = self._call(member, members.epoch, until)
@@ -149,12 +149,18 @@ class Hub:
                 peers[index] = self._await(_key(member), members.epoch, until)
         return peers
 
+    def _usable(self, key: Key, epoch: int) -> Peer | None:
+        """A link that there is, and is whole. With the lock: once a later epoch is met for, only that one's call may read.
+        Raises RankLost then."""
+        if self._closing or self._meeting[0] != epoch:
+            raise RankLost(epoch, -1, "the epoch was given up while its members met")
+        found = self._links.get(key)
+        return found if found is not None and found.usable(epoch) else None
+
     def _await(self, key: Key, epoch: int, until: float) -> Peer:
         """A link that the other end makes."""
         with self._changed:
-            while (found := self._links.get(key)) is None or not found.usable(epoch):
-                if self._closing or self._meeting[0] != epoch:
-                    raise RankLost(epoch, -1, "the epoch was given up while its members met")
+            while (found := self._usable(key, epoch)) is None:
                 if not self._changed.wait(until - time.monotonic()):
                     raise RankLost(epoch, -1, f"rank {key[0]} has not called in time")
             return found
