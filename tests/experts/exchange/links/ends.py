@@ -1,6 +1,9 @@
 """Members without hubs: each with lines of its own, a socket pair between each two, and circles over them in any epoch."""
 
+import fcntl
 import socket
+import struct
+import termios
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,6 +67,11 @@ def rows_for(member: int, tokens: int) -> Rows:
     ids = torch.tensor([[2 * member, 2 * member + 1]], dtype=torch.int32).repeat(tokens, 1)
     x = torch.arange(tokens, dtype=torch.float32)[:, None].repeat(1, FORM.hidden)
     return Rows(x, ids, torch.ones(tokens, FORM.top_k))
+
+
+def unread(connection: socket.socket) -> int:
+    """Bytes that have come and were not read."""
+    return int(struct.unpack("i", fcntl.ioctl(connection, termios.FIONREAD, b"\0" * 4))[0])
 
 
 class Call:

@@ -1,5 +1,6 @@
-"""Epochs that are prepared beside running steps and given up: steps go on, bit for bit as without them."""
+"""Epochs that are given up: beside running steps, which go on bit for bit as without them; and in the middle of steps."""
 
+import socket
 import time
 from collections.abc import Iterator
 
@@ -8,8 +9,12 @@ import torch
 
 from experts.epoch.membership import Membership
 from experts.errors import RankLost
-from tests.experts.exchange.links.ends import Call
-from tests.experts.exchange.links.ranks import Rank, placement, record_of
+from experts.exchange.links.circle import Rows, Trouble
+from experts.exchange.links.frame import Outcome
+from experts.exchange.routing import Tables
+from experts.exchange.split import SplitPolicy
+from tests.experts.exchange.links.ends import Call, unread
+from tests.experts.exchange.links.ranks import EXPERTS, FORM, Rank, placement, record_of
 from tests.patience import PATIENCE, wait_until
 
 ROUNDS = 12
@@ -141,3 +146,39 @@ def test_the_call_of_an_epoch_that_was_given_up_reads_no_link(ranks: list[Rank])
     hub._begin(3)
     with pytest.raises(RankLost, match="given up"):
         hub._peers(members(2, *ranks[:3]), 0, time.monotonic() + PATIENCE, ())
+
+
+def test_an_epoch_ends_while_both_ends_have_more_under_way_than_the_connection_takes() -> None:
+    """Ten times as much; each has a frame of the other's that it did not ask for, and reads no further."""
+    ranks = [Rank(0, "both"), Rank(1, "both")]
+    both = members(1, *ranks)
+    where = Tables(placement(both), both, SplitPolicy())
+    meetings = [Call(lambda one=one: one.meet(both)) for one in ranks]
+    assert [meeting.ended() for meeting in meetings] == [None, None]
+    circles = [meeting.result.circle for meeting in meetings]
+    links = [ranks[0].hub._links[1, 0]._connection, ranks[1].hub._links[0, 0]._connection]  # type: ignore[attr-defined]
+    row = 8 * FORM.top_k + FORM.hidden * FORM.dtype.itemsize
+    big = 10 * links[0].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // row
+
+    def send(member: int, layer: int, tokens: int) -> Call:
+        ids, first = torch.zeros((tokens, FORM.top_k), dtype=torch.int32), (1 - member) * EXPERTS
+        rows = Rows(torch.ones(tokens, FORM.hidden), ids, torch.ones(tokens, FORM.top_k))
+        return Call(lambda: circles[member].dispatch(layer, rows, where, ids + first))
+
+    for circle in circles:
+        circle.step(0, 1, [big, big], 0)
+    assert [send(member, 0, 1).ended() for member in (0, 1)] == [None, None]
+    calls = [send(member, 1, big) for member in (0, 1)]
+    wait_until(lambda: all(unread(link) > 1 << 14 for link in links), "full connections")
+    assert all(call.running for call in calls)
+    circles[0].abort()
+    errors = [call.ended() for call in calls]
+    assert [type(error) for error in errors] == [Trouble, Trouble]
+    assert errors[0].outcome == Outcome.OVER  # type: ignore[union-attr]
+    assert errors[1].outcome in (Outcome.LEFT, Outcome.DEAD)  # type: ignore[union-attr]
+    circles[1].abort()
+    after = members(2, *ranks)
+    for call in [Call(lambda one=one: (one.enter(after), one.steps(2))) for one in ranks]:
+        assert call.ended() is None
+    for rank in ranks:
+        rank.close()

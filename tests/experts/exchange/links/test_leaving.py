@@ -1,9 +1,5 @@
 """What a member says as it ends an epoch is heard by all who wait for it or send to it, however full the connection is."""
 
-import fcntl
-import socket
-import struct
-import termios
 import time
 
 import pytest
@@ -11,18 +7,13 @@ import torch
 
 from experts.exchange.links.circle import Circle, Trouble
 from experts.exchange.links.frame import Outcome
-from tests.experts.exchange.links.ends import FORM, Call, End, ends, rows_for, tables
+from tests.experts.exchange.links.ends import FORM, Call, End, ends, rows_for, tables, unread
 from tests.experts.exchange.links.nets import MIXES
 from tests.patience import PATIENCE, wait_until
 
 Forms = tuple[str, str]
 pytestmark = pytest.mark.parametrize("forms", MIXES, ids="-".join)
 BIG = 50_000  # rows, some 10 times what a socket's buffers hold
-
-
-def unread(connection: socket.socket) -> int:
-    """Bytes that have come and were not read."""
-    return int(struct.unpack("i", fcntl.ioctl(connection, termios.FIONREAD, b"\0" * 4))[0])
 
 
 def some_ids(tokens: int = 1) -> torch.Tensor:
