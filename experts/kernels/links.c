@@ -137,6 +137,12 @@ uint8_t *links_frame(circle *c, int member, const moment *at, uint32_t rows, uin
     return body;
 }
 
+// This end can't go on: the other must hear of it, or it would take the connection for one of the next epoch.
+static void broken(peer *p, int error) {
+    p->error = error;
+    shutdown(p->fd, SHUT_RDWR);
+}
+
 // Sends what it can without waiting; whether all has left.
 int links_flush(peer *p) {
     while (p->out_at < p->out_end && !p->error) {
@@ -146,7 +152,7 @@ int links_flush(peer *p) {
         else if (errno == EAGAIN || errno == EWOULDBLOCK)
             return 0;
         else if (errno != EINTR)
-            p->error = errno;
+            broken(p, errno);
     }
     return 1;
 }
@@ -181,11 +187,11 @@ static int wellformed(const peer *p, const frame *h) {
 static void came(peer *p) {
     int head_only = p->got == sizeof(frame);
     if (head_only && !wellformed(p, &p->head)) {
-        p->malformed = 1, p->error = EPROTO;
+        p->malformed = 1, broken(p, EPROTO);
     } else if (head_only && is_control(&p->head)) {
         told(p, &p->head), p->got = 0;
     } else if (head_only && !grow(&p->body, &p->body_room, p->head.bytes + 1, 0)) {
-        p->error = ENOMEM;
+        broken(p, ENOMEM);
     } else if (p->got >= sizeof(frame) && p->got == sizeof(frame) + p->head.bytes) {
         p->ready = 1, p->received++;
     }
@@ -198,7 +204,7 @@ static int take(peer *p, void *to, size_t want, size_t *got) {
     while (n < 0 && errno == EINTR);
     if (n > 0) *got += n;
     else if (n == 0) p->error = -1;
-    else if (errno != EAGAIN && errno != EWOULDBLOCK) p->error = errno;
+    else if (errno != EAGAIN && errno != EWOULDBLOCK) broken(p, errno);
     return n > 0;
 }
 

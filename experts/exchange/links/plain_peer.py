@@ -85,7 +85,8 @@ class PlainPeer:
             self._connection.shutdown(socket.SHUT_RDWR)  # it is closed when nobody has it any more
 
     def end(self, error: int, how: int = socket.SHUT_RDWR) -> None:
-        """Shut the connection down, with this errno unless it has ended before."""
+        """Shut the connection down, with this errno unless it has ended before: the other end must hear of it, or it would take
+        the connection for one of the next epoch."""
         self.error = self.error or error
         with contextlib.suppress(OSError):  # by the other side already
             self._connection.shutdown(how)
@@ -119,7 +120,7 @@ class PlainPeer:
             except BlockingIOError:
                 return False
             except OSError as error:
-                self.error = error.errno or errno.EIO
+                self.end(error.errno or errno.EIO)
         return True
 
     @property
@@ -186,7 +187,7 @@ class PlainPeer:
         except BlockingIOError:
             return 0
         except OSError as error:
-            self.error = error.errno or errno.EIO
+            self.end(error.errno or errno.EIO)
             return 0
         if not count:
             self.error = -1
@@ -205,7 +206,8 @@ class PlainPeer:
             return
         self.head = head
         if not fits:
-            self.malformed, self.error = True, errno.EPROTO
+            self.malformed = True
+            self.end(errno.EPROTO)
         elif head.size <= len(self._body_room) or self._make_more_room(head.size):
             self._got_body = 0
             self._body_came()
@@ -220,7 +222,7 @@ class PlainPeer:
         try:
             self._make_room(max(2 * len(self._body_room), count))
         except MemoryError:
-            self.error = errno.ENOMEM
+            self.end(errno.ENOMEM)
             return False
         return True
 

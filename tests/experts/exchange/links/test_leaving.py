@@ -130,3 +130,11 @@ def test_a_call_of_an_epoch_that_is_over_takes_nothing_from_the_next(forms: Form
         circle.meet([1], [1], until)
         assert isinstance(late.ended(), Trouble)
         assert theirs.ended() is None
+
+
+def test_a_link_that_one_end_cannot_use_any_more_is_not_for_the_other(forms: Forms) -> None:
+    """Else one would wait for the other's call, and that one for a word on the link."""
+    a, b = ends(forms)
+    b.sockets[0].send(b"no frame" * 8)
+    assert not usable(a)
+    assert not usable(b)
