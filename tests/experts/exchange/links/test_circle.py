@@ -155,10 +155,12 @@ def test_leave_of_a_member_that_nobody_waits_for_disturbs_nobody(forms: tuple[st
         rows = [row(decode=m) for m in range(3)]
         together(*(lambda m=m: circles[m].header(rows[m], None) for m in range(3)))
         circles[2].abort()  # its calls all ended well: it leaves
-        for circle in circles:
-            circle.step(1, 0, (3, 0, 0), 0)
+        for circle in circles[:2]:
+            assert circle.idle(None)  # it is news to all
+            circle.step(1, 0, (3, 3, 0), 0)
         ids = torch.zeros((3, 2), dtype=torch.int16)
-        assert list(circles[0].ids(0, ids)) == [0]
+        found = together(*(lambda m=m: circles[m].ids(0, ids) for m in range(2)))
+        assert [list(everyone) for everyone in found] == [[0, 1]] * 2
         lost = trouble_of(circles[0].header, row(), None)  # which waits for it
         assert (lost.outcome, lost.member) == (Outcome.LEFT, 2)
 

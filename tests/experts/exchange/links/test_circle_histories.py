@@ -89,7 +89,8 @@ def histories(draw: st.DrawFn) -> History:
     ranks = draw(st.sampled_from(RANKS))
     forms = draw(st.lists(st.sampled_from(FORMS_HERE), min_size=len(ranks), max_size=len(ranks)))
     slots = -(-EXPERTS // sum(1 for rank in ranks if rank >= 0)) + draw(st.integers(0, 2))
-    sizes = Sizes(draw(st.sampled_from([1, 5, 300])), 2, draw(st.sampled_from([2, 4])), slots, EXPERTS, 256)
+    # Three parts of a sum are the fewest whose order shows in its bits.
+    sizes = Sizes(draw(st.sampled_from([1, 5, 300])), 3, draw(st.sampled_from([2, 4])), slots, EXPERTS, 256)
     epochs, step, small = [], 0, draw(st.booleans())
     for _ in range(draw(st.integers(1, 3))):
         todo = []

@@ -33,7 +33,9 @@ def test_an_idle_circle_sleeps_until_it_is_woken(form: str) -> None:
         assert used[0] < 0.2, "s of CPU in a second of sleep"
         other.circle.wake()  # before it sleeps
         assert other.circle.idle(None) is False
-        assert other.circle.idle(time.monotonic_ns()) is False
+        until = time.monotonic_ns() + 20_000_000
+        assert other.circle.idle(until) is False
+        assert time.monotonic_ns() >= until, "it was woken once"
 
 
 def _header(other: Any) -> None:

@@ -183,6 +183,15 @@ def test_rows_that_do_not_fit_are_astray(form: str, rows: int, body: bytes) -> N
     refused(Outcome.ASTRAY, form, collect, Kind.ROWS, body, rows=rows, **AT)
 
 
+def test_a_member_with_less_than_no_tokens_takes_no_room_from_others(form: str) -> None:
+    """What a step has room for is what its members' rows say."""
+    with stranger(form) as other:
+        other.send(Kind.ROWS, rows_body(*[0] * 40), rows=40, **AT)
+        other.circle.step(7, 3, [-100, 40], None)
+        batch = other.circle.collect(2, None)
+    assert (batch.rows, tuple(batch.x.shape)) == ((0, 40), (40, SIZES.hidden))
+
+
 @pytest.mark.parametrize(
     ("rows", "body"),
     [

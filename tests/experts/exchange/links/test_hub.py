@@ -154,9 +154,10 @@ def descriptors() -> int:
 
 @all_mixes
 def test_close_ends_all_and_leaves_nothing(forms: tuple[str, str]) -> None:
+    lines = [lines_of(form) for form in forms]
     wait_until(lambda: not own_threads(), "what tests before have left ends")
     before = descriptors()
-    hubs = [Hub(HERE, SECRET, rank, 0, SIZES, lines_of(form)) for rank, form in enumerate(forms)]
+    hubs = [Hub(HERE, SECRET, rank, 0, SIZES, each) for rank, each in enumerate(lines)]
     circles = meet(1, *hubs)
     silent = [*silent_at(hubs[0])]
     waiting = begun(trouble_of, circles[1].header, row(), None)
